@@ -1,0 +1,38 @@
+# Two commands: `make demo` runs a whole round, `make test` the tests. Each makes its own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+WORKSPACE ?= demo-workspace
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
+
+.PHONY: demo test lint models clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/rlaif run configs/demo.yaml --workspace $(WORKSPACE)
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Builds the embedded world's data and models again, from a fixed seed.
+models: $(VENV)/.installed
+	$(VENV)/bin/python datasets/tiny/build
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(WORKSPACE) .mypy_cache .ruff_cache .pytest_cache
