@@ -1,0 +1,365 @@
+"""The tables that rooms pass on, declared once as Arrow schemas, with their validation.
+
+A table is checked when it is read and when it is written: missing columns, wrong types and duplicate keys are named
+in one sentence, so that no stage starts on a table it would misread. Extra columns are allowed and kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from store.errors import UsageError
+from store.files import atomic_write
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """What became of one attempted vote. attempted = scored + tie + abstain + parse_failure + error."""
+
+    SCORED = "scored"
+    TIE = "tie"
+    ABSTAIN = "abstain"
+    PARSE_FAILURE = "parse_failure"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named schema: its columns, its key, and the columns that may be null."""
+
+    name: str
+    schema: pa.Schema
+    key: str | None = None
+
+
+def _schema(required: dict[str, pa.DataType], nullable: dict[str, pa.DataType] | None = None) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in required.items()]
+    fields += [pa.field(name, kind) for name, kind in (nullable or {}).items()]
+    return pa.schema(fields)
+
+
+_text, _int, _real, _bool, _time = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
+
+PROMPTS = Table(
+    "prompts",
+    _schema(
+        {"prompt_id": _text, "prompt": _text, "group": _text, "split": _text},
+        {"reference": _text},
+    ),
+    key="prompt_id",
+)
+"""`group`: the slice for bias reports. `split`: train, calibration, heldout, ... `reference`: an expert's answer."""
+
+DEMONSTRATIONS = Table("demonstrations", _schema({"prompt": _text, "response": _text}))
+
+ROLLOUTS = Table(
+    "rollouts",
+    _schema(
+        {
+            "rollout_id": _text,
+            "prompt_id": _text,
+            "prompt": _text,
+            "response": _text,
+            "sample": _int,
+            "policy": _text,
+            "finish_reason": _text,
+            "n_tokens": _int,
+            "logprob": _real,
+            "seed": _int,
+        }
+    ),
+    key="rollout_id",
+)
+"""`sample`: 0..k-1 within the prompt. `policy`: content hash. `finish_reason`: stop or length. `logprob`: log p(y|x) of
+the sampled tokens, stop token included, at temperature 1, in nats."""
+
+PAIRS = Table(
+    "pairs",
+    _schema(
+        {
+            "pair_id": _text,
+            "prompt_id": _text,
+            "prompt": _text,
+            "rollout_a": _text,
+            "rollout_b": _text,
+            "response_a": _text,
+            "response_b": _text,
+            "group": _text,
+            "split": _text,
+        },
+        {"reference": _text},
+    ),
+    key="pair_id",
+)
+
+GOLD = Table("gold", pa.schema([*PAIRS.schema, pa.field("winner", _text, nullable=False)]), key="pair_id")
+"""Pairs with a known answer: `winner` is a, b or tie."""
+
+VOTES = Table(
+    "votes",
+    _schema(
+        {
+            "vote_id": _text,
+            "pair_id": _text,
+            "prompt_id": _text,
+            "rollout_a": _text,
+            "rollout_b": _text,
+            "judge": _text,
+            "fingerprint": _text,
+            "order": _text,
+            "status": _text,
+            "tokens_in": _int,
+            "tokens_out": _int,
+            "cost": _real,
+            "latency_s": _real,
+            "attempts": _int,
+        },
+        {
+            "winner": _text,
+            "p_a": _real,
+            "mass": _real,
+            "rationale": _text,
+            "raw": _text,
+            "error": _text,
+        },
+    ),
+    key="vote_id",
+)
+"""`order`: ab or ba, which rollout was shown first. `winner`: a, b or null, in terms of rollouts, not slots. `p_a`:
+probability in 0..1 that a is better. `mass`: probability the judge gave to well-formed answers at all. `cost`: in the
+currency of the judge's price list. `tokens_*`: 0 for judges that have none."""
+
+RATINGS = Table(
+    "ratings",
+    _schema(
+        {
+            "rating_id": _text,
+            "rollout_id": _text,
+            "prompt_id": _text,
+            "judge": _text,
+            "fingerprint": _text,
+            "status": _text,
+            "cost": _real,
+            "latency_s": _real,
+        },
+        {"thumb": _text, "overall": _real, "flaws": pa.map_(_text, _text), "raw": _text, "error": _text},
+    ),
+    key="rating_id",
+)
+"""`thumb`: up or down. `overall`: 1..10. `flaws`: question -> yes, no, unsure."""
+
+SELECTION = Table(
+    "selection",
+    _schema(
+        {
+            "pair_id": _text,
+            "inclusion_probability": _real,
+            "drawn": _bool,
+            "stratum": _text,
+            "reason": _text,
+        }
+    ),
+    key="pair_id",
+)
+"""One row a judged pair, drawn or not. `stratum`: uniform, targeted or none."""
+
+VERDICTS = Table(
+    "verdicts",
+    _schema(
+        {
+            "verdict_id": _text,
+            "pair_id": _text,
+            "auditor": _text,
+            "shown_left": _text,
+            "seconds": _real,
+            "simulated": _bool,
+            "created_at": _time,
+        },
+        {
+            "winner": _text,
+            "flaws": pa.list_(_text),
+            "comment": _text,
+            "inclusion_probability": _real,
+            "supersedes": _text,
+        },
+    ),
+    key="verdict_id",
+)
+"""Append-only. `winner`: a, b, tie, or null for a skip. `shown_left`: a or b. `simulated`: true for a program that
+plays an auditor. `supersedes`: the verdict that this one replaces."""
+
+PREFERENCES = Table(
+    "preferences",
+    _schema(
+        {
+            "pair_id": _text,
+            "prompt_id": _text,
+            "prompt": _text,
+            "chosen": _text,
+            "rejected": _text,
+            "p_chosen": _real,
+            "margin": _real,
+            "weight": _real,
+            "source": _text,
+            "n_votes": _int,
+            "agreement": _real,
+            "group": _text,
+            "split": _text,
+        }
+    ),
+    key="pair_id",
+)
+"""One row a pair, plain strings as TRL's preference format has them. `p_chosen`: 0.5..1, the soft label. `margin`:
+log-odds of p_chosen. `weight`: of the pair in the loss. `source`: ai or human. `agreement`: share of the votes with a
+winner that chose `chosen`."""
+
+ROLLOUT_RATINGS = Table(
+    "rollout_ratings",
+    _schema(
+        {
+            "rollout_id": _text,
+            "prompt_id": _text,
+            "rating": _real,
+            "std_error": _real,
+            "elo": _real,
+            "reward": _real,
+            "n_comparisons": _int,
+        }
+    ),
+    key="rollout_id",
+)
+"""`rating`: Bradley-Terry strength in log-odds, centred within its prompt. `elo`: the same in Elo points around 1500.
+`reward`: the rating normalised to 0..1."""
+
+RESPONSES = Table(
+    "responses",
+    _schema(
+        {
+            "rollout_id": _text,
+            "prompt_id": _text,
+            "prompt": _text,
+            "response": _text,
+            "group": _text,
+            "split": _text,
+            "policy": _text,
+            "sample": _int,
+            "probability": _real,
+            "n_tokens": _int,
+        },
+        {"reward": _real, "oracle": _real, "oracle_reasons": _text, "win_probability": _real},
+    ),
+    key="rollout_id",
+)
+"""The evaluation's table. `policy`: policy or reference. `probability`: p(y|x). `reward`: the reward model's. `oracle`:
+r(x, y) in 0..1. `win_probability`: the panel's, of this response against its opponent."""
+
+TABLES = {
+    table.name: table
+    for table in (
+        PROMPTS,
+        DEMONSTRATIONS,
+        ROLLOUTS,
+        PAIRS,
+        GOLD,
+        VOTES,
+        RATINGS,
+        SELECTION,
+        VERDICTS,
+        PREFERENCES,
+        ROLLOUT_RATINGS,
+        RESPONSES,
+    )
+}
+
+
+def write_table(path: Path, table: Table, data: pa.Table, metadata: dict[str, str] | None = None) -> Path:
+    """Write `data` as parquet at `path`, atomically, after checking it against `table`.
+
+    The bytes depend only on the rows, the schema and `metadata`: nothing of the clock or the machine is written.
+    Raises UsageError where the data does not fit the schema.
+    """
+    data = conform(data, table, source=str(path))
+    tags = {"rlaif.table": table.name, "rlaif.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
+    data = data.replace_schema_metadata(tags)
+    with atomic_write(path) as beside:
+        pq.write_table(data, beside, compression="zstd")
+    return path
+
+
+def read_table(path: Path, table: Table, allow_empty: bool = False) -> pa.Table:
+    """Read the parquet file at `path` and check it against `table`.
+
+    Raises UsageError, in one sentence, for a missing or unreadable file, a missing column, a wrong type, a null where
+    none may be, a duplicate key, a newer schema version, or (unless `allow_empty`) a table without rows.
+    """
+    if not path.exists():
+        raise UsageError(f"The {table.name} file {path} does not exist: check the path.")
+    try:
+        data = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"The {table.name} file {path} cannot be read as parquet ({first}): restore it or make it again."
+        ) from error
+    version = (data.schema.metadata or {}).get(b"rlaif.schema_version")
+    if version is not None and (not version.isdigit() or int(version) > SCHEMA_VERSION):
+        raise UsageError(
+            f"{path} was written with table schema {version.decode(errors='replace')}, this version reads up to "
+            f"{SCHEMA_VERSION}: upgrade rlaif."
+        )
+    if data.num_rows == 0 and not allow_empty:
+        raise UsageError(f"The {table.name} file {path} has no rows: give one with at least one row.")
+    return conform(data, table, source=str(path))
+
+
+def conform(data: pa.Table, table: Table, source: str) -> pa.Table:
+    """Return `data` with the schema's columns first, cast to their types, extra columns after; see `read_table`."""
+    missing = [name for name in table.schema.names if name not in data.column_names]
+    optional = [name for name in missing if table.schema.field(name).nullable]
+    absent = [name for name in missing if name not in optional]
+    if absent:
+        raise UsageError(
+            f"{source} lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)} of a {table.name} table; "
+            f"it has {', '.join(data.column_names) or 'no columns'}: add or rename."
+        )
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {}
+    for field in table.schema:
+        if field.name in optional:
+            columns[field.name] = pa.nulls(data.num_rows, field.type)
+            continue
+        column = data.column(field.name)
+        if column.type != field.type:
+            try:
+                column = column.cast(field.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise UsageError(
+                    f"{source}: column {field.name} is {column.type}, a {table.name} table needs {field.type}: convert."
+                ) from error
+        if not field.nullable and column.null_count:
+            raise UsageError(
+                f"{source}: column {field.name} of a {table.name} table has {column.null_count} empty values: fill."
+            )
+        columns[field.name] = column
+    extra = [name for name in data.column_names if name not in columns]
+    fields = [*table.schema, *(data.schema.field(name) for name in extra)]
+    columns |= {name: data.column(name) for name in extra}
+    if table.key:
+        _refuse_duplicates(columns[table.key], table, source)
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _refuse_duplicates(keys: pa.ChunkedArray | pa.Array, table: Table, source: str) -> None:
+    if len(pc.unique(keys)) == len(keys):
+        return
+    counts = pc.value_counts(keys).to_pylist()
+    double = next(row["values"] for row in counts if row["counts"] > 1)
+    raise UsageError(
+        f"{source}: {table.key} {double!r} occurs more than once: make the keys of a {table.name} table unique."
+    )
