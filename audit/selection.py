@@ -1,0 +1,78 @@
+"""Which judged pairs people see. Takes pairs and votes, gives a selection table: one row a pair, drawn or not (law 6).
+
+The estimated judge error is in `audit.doubt`, the probabilities and the design of the draw in `audit.inclusion`. Draws
+are independent between pairs, so the number drawn varies around the budget with a standard deviation below its root.
+
+Beside the columns of the selection table stand `judge_error` (u in 0..1/2) and `uniform_probability` (pi_u, the same in
+every row), which later estimates need.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from audit.doubt import describe, estimated_error
+from audit.draws import unit
+from audit.inclusion import Inclusion, inclusion
+from audit.opinions import Opinions
+from store.tables import SELECTION
+
+UNIFORM, TARGETED, NONE = "uniform", "targeted", "none"
+
+_SCHEMA = pa.schema(
+    [
+        *SELECTION.schema,
+        pa.field("judge_error", pa.float64(), nullable=False),
+        pa.field("uniform_probability", pa.float64(), nullable=False),
+    ]
+)
+
+
+def select(opinions: Opinions, budget: int, uniform_fraction: float, seed: int) -> pa.Table:
+    """The selection table, in the row order of the pairs.
+
+    stratum: `uniform` for a pair that the uniform draw took, whether or not the targeted one took it too; `targeted`
+    for one that only the targeted draw took; `none` for the rest. Only `uniform` pairs enter a plain proportion.
+    """
+    error = estimated_error(opinions)
+    chance = inclusion(error, budget, uniform_fraction)
+    strata = draw(opinions.pair_ids, chance, seed)
+    words = describe(opinions)
+    return pa.table(
+        {
+            "pair_id": opinions.pair_ids,
+            "inclusion_probability": chance.total,
+            "drawn": [stratum != NONE for stratum in strata],
+            "stratum": strata,
+            "reason": [_reason(*row) for row in zip(strata, chance.total, words, strict=True)],
+            "judge_error": error,
+            "uniform_probability": [chance.uniform] * len(strata),
+        },
+        schema=_SCHEMA,
+    )
+
+
+def draw(pair_ids: list[str], chance: Inclusion, seed: int) -> list[str]:
+    """The stratum of each pair, from two independent draws a pair."""
+    strata = []
+    for pair_id, targeted in zip(pair_ids, chance.targeted.tolist(), strict=True):
+        if unit(seed, "audit uniform", pair_id) < chance.uniform:
+            strata.append(UNIFORM)
+        elif unit(seed, "audit targeted", pair_id) < targeted:
+            strata.append(TARGETED)
+        else:
+            strata.append(NONE)
+    return strata
+
+
+def nothing_selected() -> pa.Table:
+    """The selection of a round without audit: no rows, since no pair could have been drawn."""
+    return _SCHEMA.empty_table()
+
+
+def _reason(stratum: str, chance: float, words: str) -> str:
+    if stratum == UNIFORM:
+        return f"drawn uniformly, whatever the judges said ({words})"
+    if stratum == TARGETED:
+        return f"drawn for its doubt: {words} (chance {chance:.3f})"
+    return f"not drawn (chance {chance:.3f}): {words}"

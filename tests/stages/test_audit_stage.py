@@ -1,0 +1,226 @@
+"""The stage through run_stage, on files, with the shipped oracle."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from audit.config import AuditConfig, SimulatedAuditor
+from audit.items import ITEMS
+from flows.specs import STAGES
+from flows.stages.audit import audit, run
+from store.config import parse
+from store.errors import UsageError
+from store.stage import Job, Outcome, Source, run_stage
+from store.tables import PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+
+GOOD, BAD = "Nobody owns Antarctica.", "Antarctica Antarctica owns the the"
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> dict[str, str]:
+    """60 pairs; the first response is the good one on even pairs. One judge is right on three of four."""
+    pairs, votes = [], []
+    for i in range(60):
+        good_first = i % 2 == 0
+        pairs.append(
+            {
+                "pair_id": f"p{i}",
+                "prompt_id": f"x{i}",
+                "prompt": "Which country owns Antarctica?",
+                "rollout_a": f"r{i}a",
+                "rollout_b": f"r{i}b",
+                "response_a": GOOD if good_first else BAD,
+                "response_b": BAD if good_first else GOOD,
+                "group": "facts",
+                "split": "train",
+                "reference": GOOD,
+            }
+        )
+        for order in ("ab", "ba"):
+            p_a = 0.6 + 0.005 * i
+            p_a = p_a if good_first == (i % 4 != 3) else 1 - p_a
+            votes.append(
+                {
+                    "vote_id": f"v{i}{order}",
+                    "pair_id": f"p{i}",
+                    "prompt_id": f"x{i}",
+                    "rollout_a": f"r{i}a",
+                    "rollout_b": f"r{i}b",
+                    "judge": "j",
+                    "fingerprint": "f",
+                    "order": order,
+                    "status": "scored",
+                    "winner": "a" if p_a > 0.5 else "b",
+                    "p_a": p_a,
+                    "tokens_in": 0,
+                    "tokens_out": 0,
+                    "cost": 0.0,
+                    "latency_s": 0.0,
+                    "attempts": 1,
+                }
+            )
+    write_table(tmp_path / "pairs.parquet", PAIRS, pa.Table.from_pylist(pairs, schema=PAIRS.schema))
+    write_table(tmp_path / "votes.parquet", VOTES, pa.Table.from_pylist(votes, schema=VOTES.schema))
+    return {"pairs": str(tmp_path / "pairs.parquet"), "votes": str(tmp_path / "votes.parquet")}
+
+
+def inputs(given: dict[str, str]) -> dict[str, list[Source]]:
+    sources = {spec.name: spec.source for spec in STAGES["audit"].inputs}
+    return {name: [sources[name](value)] for name, value in given.items()}
+
+
+def stage(tmp_path: Path, given: dict[str, str], out: str = "out", seed: int = 17, **config: object) -> Outcome:
+    return run_stage("audit", run, inputs=inputs(given), config=AuditConfig(**config), seed=seed, out=tmp_path / out)
+
+
+def test_the_specification_names_this_function() -> None:
+    assert STAGES["audit"].load() is run
+
+
+def test_off_writes_empty_tables(tmp_path: Path, tables: dict[str, str]) -> None:
+    done = stage(tmp_path, tables)
+    assert done.manifest.metrics["gate"] == "off"
+    assert done.manifest.metrics["drawn"] == done.manifest.metrics["verdicts"] == 0
+    assert done.manifest.metrics["simulated"] is False
+    for name, table in (("selection", SELECTION), ("verdicts", VERDICTS), ("items", ITEMS)):
+        assert read_table(done.folder / f"{name}.parquet", table, allow_empty=True).num_rows == 0
+
+
+def test_simulated_with_the_shipped_oracle(tmp_path: Path, tables: dict[str, str]) -> None:
+    given = tables | {"oracle": "tiny-oracle"}
+    config = {"mode": "simulated", "budget": 40, "auditors": [SimulatedAuditor(name="careful", accuracy=1.0)]}
+    done = stage(tmp_path, given, **config)
+    metrics = done.manifest.metrics
+    assert (metrics["gate"], metrics["simulated"], metrics["pairs"]) == ("simulated", True, 60)
+    assert 25 < metrics["drawn"] < 55
+    assert metrics["drawn"] == metrics["drawn_uniform"] + metrics["drawn_targeted"]
+    assert metrics["auditors"] == {"simulated-careful": metrics["drawn"]}
+    selection = read_table(done.folder / "selection.parquet", SELECTION)
+    assert sum(selection["inclusion_probability"].to_pylist()) == pytest.approx(40)
+    chances = dict(zip(selection["pair_id"].to_pylist(), selection["inclusion_probability"].to_pylist(), strict=True))
+    verdicts = read_table(done.folder / "verdicts.parquet", VERDICTS).to_pylist()
+    drawn = {row["pair_id"] for row in selection.to_pylist() if row["drawn"]}
+    assert {row["pair_id"] for row in verdicts} == drawn
+    assert set(read_table(done.folder / "items.parquet", ITEMS)["pair_id"].to_pylist()) == drawn
+    for row in verdicts:
+        assert row["simulated"]
+        assert row["winner"] == ("a" if int(row["pair_id"][1:]) % 2 == 0 else "b"), "the oracle tells good from bad"
+        assert row["inclusion_probability"] == chances[row["pair_id"]]
+    (judge,) = metrics["estimates"]["judges"]
+    assert judge["low"] <= 0.75 <= judge["high"]
+    assert abs(judge["hajek"] - 0.75) < 4 * judge["hajek_std_error"] + 0.05
+    json.dumps(metrics, allow_nan=False)
+
+    again = stage(tmp_path, given, out="again", **config)
+    for name in ("selection", "items", "verdicts"):
+        assert (done.folder / f"{name}.parquet").read_bytes() == (again.folder / f"{name}.parquet").read_bytes()
+    other = stage(tmp_path, given, out="other", seed=18, **config)
+    assert (done.folder / "verdicts.parquet").read_bytes() != (other.folder / "verdicts.parquet").read_bytes()
+
+
+def test_people_through_the_inbox_and_a_kill(tmp_path: Path, tables: dict[str, str]) -> None:
+    """Someone reads the published items and answers in two files; the stage is killed between them."""
+    inbox = tmp_path / "inbox"
+    config = AuditConfig(mode="people", budget=60, inbox=str(inbox), poll_s=10, timeout_s=1000)
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    naps = [0]
+
+    def answer(file: str, half: int) -> None:
+        (folder,) = (inbox / "items").iterdir()
+        items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+        lines = [
+            {"pair_id": item["pair_id"], "auditor": "ann", "choice": "left" if item["left"] == GOOD else "right"}
+            for number, item in enumerate(items)
+            if number % 2 == half
+        ]
+        (inbox / file).write_text("".join(json.dumps(line) + "\n" for line in lines) + "rubbish\n" * half)
+
+    def sleep(seconds: float) -> None:
+        now[0] += timedelta(seconds=seconds)
+        naps[0] += 1
+        if naps[0] == 1:
+            answer("first.jsonl", 0)
+        elif naps[0] == 2:
+            (inbox / "first.jsonl").unlink()
+            raise KeyboardInterrupt
+        elif naps[0] == 3:
+            answer("second.jsonl", 1)
+
+    def go() -> Outcome:
+        def function(job: Job[AuditConfig]) -> dict[str, object]:
+            return audit(job, clock=lambda: now[0], sleep=sleep)
+
+        return run_stage("audit", function, inputs=inputs(tables), config=config, seed=17, out=tmp_path / "out")
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    assert not (tmp_path / "out").exists()
+    done = go()
+    metrics = done.manifest.metrics
+    assert metrics["gate"] == "quota"
+    assert metrics["simulated"] is False
+    assert metrics["handled"] == metrics["drawn"] == metrics["verdicts"] == 60
+    assert metrics["auditors"] == {"ann": 60}
+    assert metrics["intake"]["malformed"] == 1
+    assert metrics["problem_files"] == ["second.jsonl"]
+    assert json.loads((done.folder / "intake.json").read_text())["problems"]["second.jsonl"][0]["where"] == "line 31"
+    verdicts = read_table(done.folder / "verdicts.parquet", VERDICTS).to_pylist()
+    assert all(row["winner"] == ("a" if int(row["pair_id"][1:]) % 2 == 0 else "b") for row in verdicts)
+    assert {row["shown_left"] for row in verdicts} == {"a", "b"}
+    assert metrics["estimates"]["panel"]["naive"] == 0.75
+    assert not [path for path in done.folder.iterdir() if path.name.startswith(".")]
+    assert go().reused
+
+
+def test_time_is_up_without_people(tmp_path: Path, tables: dict[str, str]) -> None:
+    done = stage(tmp_path, tables, mode="people", inbox=str(tmp_path / "inbox"), timeout_s=0)
+    assert done.manifest.metrics["gate"] == "timeout"
+    assert read_table(done.folder / "verdicts.parquet", VERDICTS, allow_empty=True).num_rows == 0
+    assert done.manifest.metrics["estimates"]["panel"]["hajek"] is None
+    assert read_table(done.folder / "items.parquet", ITEMS).num_rows == 60, "a budget above N asks for all"
+
+
+def test_items_reveal_nothing(tmp_path: Path, tables: dict[str, str]) -> None:
+    stage(tmp_path, tables, mode="people", inbox=str(tmp_path / "inbox"), timeout_s=0)
+    (folder,) = (tmp_path / "inbox" / "items").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["HOW-TO.txt", "items.jsonl", "items.parquet"]
+    assert pq.read_schema(folder / "items.parquet").names == ["pair_id", "prompt", "left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [({"mode": "people"}, "audit.inbox is not set"), ({"mode": "simulated"}, "no oracle")],
+)
+def test_what_is_missing_is_said(tmp_path: Path, tables: dict[str, str], config: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        stage(tmp_path, tables, **config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_oracle_that_only_compares(tmp_path: Path, tables: dict[str, str]) -> None:
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    (folder / "judge.yaml").write_text("name: lm\nbackend: transformers\nmodel: nowhere/none\n")
+    (folder / "prompt.jinja").write_text("{{ prompt }} {{ first }} {{ second }}")
+    with pytest.raises(UsageError, match="cannot score single responses"):
+        stage(tmp_path, tables | {"oracle": str(folder)}, mode="simulated")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"uniform_fraction": 0.2}, "uniform_fraction"),
+        ({"mode": "simulated", "overlap": 3}, "overlap 3 needs as many"),
+        ({"auditors": [{"name": "x"}, {"name": "x"}]}, "name twice"),
+        ({"qouta": 1}, "unknown key qouta"),
+    ],
+)
+def test_config_is_checked(value: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(AuditConfig, value, "round.yaml")
