@@ -1,0 +1,1 @@
+"""Judges: backends, panel, prompts, parsing of answers, and the aggregation of votes into preferences."""

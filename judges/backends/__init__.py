@@ -1,0 +1,1 @@
+"""Backends: how a judge's answer is obtained. One file each."""

@@ -1,0 +1,44 @@
+"""Configuration of the judge and aggregate stages, and the way in to judges: `load_judge`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from judges.judge import Judge, known_judges, load_judge
+from store.config import Config
+
+__all__ = ["AggregateConfig", "Judge", "JudgeStageConfig", "known_judges", "load_judge"]
+
+
+class JudgeStageConfig(Config):
+    """Which pairs are judged."""
+
+    pairs: Literal["all", "random"] = Field(
+        "random", description="all pairs of a prompt's responses, or a random subset"
+    )
+    pairs_per_prompt: Annotated[int, Field(ge=1)] = Field(3, description="size of the random subset")
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="share of errors that fails the stage")
+    max_parse_failure_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="share of parse failures that fails the stage"
+    )
+    rate_after: Annotated[int, Field(ge=1)] = Field(
+        50, description="votes of a judge before its two rates can end the stage early; at its end they always can"
+    )
+
+
+class AggregateConfig(Config):
+    """How votes and verdicts become preferences."""
+
+    method: Literal["mean", "majority"] = Field("mean", description="how the judges' votes are combined")
+    min_confidence: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.5, description="pairs below this p_chosen are left out"
+    )
+    keep_ties: bool = Field(
+        True, description="keep pairs of p_chosen exactly 0.5; the soft loss pulls their rewards together"
+    )
+    human_weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="weight of a person's preference; a judge's is 1"
+    )
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of prompts in split test")
