@@ -15,9 +15,9 @@ from judges.aggregation.preferences import make_preferences
 from judges.aggregation.verdicts import override, read_people
 from judges.config import AggregateConfig
 from judges.metrics import account
-from store.errors import RlaifError
+from store.errors import RlaifError, UsageError
 from store.stage import Job, Metrics
-from store.tables import PAIRS, PREFERENCES, ROLLOUT_RATINGS, VERDICTS, VOTES, read_table, write_table
+from store.tables import GOLD, PAIRS, PREFERENCES, ROLLOUT_RATINGS, VERDICTS, VOTES, read_table, write_table
 
 
 def run(job: Job[AggregateConfig]) -> Metrics:
@@ -28,7 +28,9 @@ def run(job: Job[AggregateConfig]) -> Metrics:
     config = job.config
     pairs = read_table(job.path("pairs"), PAIRS)
     votes, excluded = checked_votes(read_table(job.path("votes"), VOTES), pairs)
-    labels = METHODS[config.method]().fit(votes).predict(votes)
+    gold = read_gold(job)
+    method = METHODS[config.method]()
+    labels = (method.fit(*gold) if gold else method.fit(votes)).predict(votes)
     people: Metrics = {}
     if job.given("verdicts"):
         read = read_people(read_table(job.path("verdicts"), VERDICTS, allow_empty=True), pairs)
@@ -57,6 +59,8 @@ def run(job: Job[AggregateConfig]) -> Metrics:
         "votes": account(votes),
         "votes_excluded": excluded,
         "pairs_in_one_order": _in_one_order(votes),
+        "gold_pairs": gold[1].num_rows if gold else 0,
+        "judge_weights": _by_name(votes, getattr(method, "weights", {})),
         "mean_confidence": pc.mean(made.table["p_chosen"]).as_py(),
         "mean_agreement": pc.mean(made.table["agreement"]).as_py(),
         "splits": {split: _count(made.table, "split", split) for split in ("train", "test")},
@@ -64,6 +68,26 @@ def run(job: Job[AggregateConfig]) -> Metrics:
         "prompts_not_strongly_connected": ratings.not_strongly_connected,
         **people,
     }
+
+
+def read_gold(job: Job[AggregateConfig]) -> tuple[pa.Table, pa.Table] | None:
+    """The judges' votes on pairs with known winners, and those pairs; None where they are not given.
+
+    Raises UsageError where only one of the two is given, or a winner is not a, b or tie.
+    """
+    if not job.given("gold") and not job.given("gold_votes"):
+        return None
+    gold = read_table(job.path("gold"), GOLD)
+    odd = pc.filter(gold["winner"], pc.invert(pc.is_in(gold["winner"], pa.array(["a", "b", "tie"]))))
+    if len(odd):
+        raise UsageError(f"{job.path('gold')} has the winner {odd[0].as_py()!r}: it must be a, b or tie.")
+    votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES), gold)
+    return votes, gold
+
+
+def _by_name(votes: pa.Table, weights: dict[str, float]) -> dict[str, float]:
+    names = dict(zip(votes["fingerprint"].to_pylist(), votes["judge"].to_pylist(), strict=True))
+    return {names[fingerprint]: weight for fingerprint, weight in weights.items() if fingerprint in names}
 
 
 def _in_one_order(votes: pa.Table) -> int:

@@ -14,7 +14,7 @@ from flows.specs import STAGES
 from judges.config import AggregateConfig
 from store.errors import RlaifError, UsageError
 from store.stage import Source, run_stage
-from store.tables import PAIRS, PREFERENCES, ROLLOUT_RATINGS, VERDICTS, VOTES, Table, read_table, write_table
+from store.tables import GOLD, PAIRS, PREFERENCES, ROLLOUT_RATINGS, VERDICTS, VOTES, Table, read_table, write_table
 
 from ..judges.votes_builder import pairs_table, vote, votes_table
 
@@ -47,11 +47,20 @@ def verdict(number: int, pair: str, winner: str) -> dict[str, Any]:
 VERDICT_ROWS = pa.Table.from_pylist([verdict(0, "p1", "b"), verdict(1, "p3", "a")], schema=VERDICTS.schema)
 
 
-def aggregated(folder: Path, votes: pa.Table = VOTE_ROWS, verdicts: pa.Table | None = None, **config: Any) -> Any:
+def aggregated(
+    folder: Path,
+    votes: pa.Table = VOTE_ROWS,
+    verdicts: pa.Table | None = None,
+    gold: pa.Table | None = None,
+    gold_votes: pa.Table | None = None,
+    **config: Any,
+) -> Any:
     tables: dict[str, tuple[Table, pa.Table | None]] = {
         "votes": (VOTES, votes),
         "pairs": (PAIRS, PAIR_ROWS),
         "verdicts": (VERDICTS, verdicts),
+        "gold": (GOLD, gold),
+        "gold_votes": (VOTES, gold_votes),
     }
     inputs = {
         name: [Source(str(write_table(folder / f"{name}.parquet", table, data)), name)]
@@ -60,7 +69,12 @@ def aggregated(folder: Path, votes: pa.Table = VOTE_ROWS, verdicts: pa.Table | N
     }
     stage = STAGES["aggregate"]
     return run_stage(
-        "aggregate", stage.load(), inputs=inputs, config=AggregateConfig(**config), seed=0, out=folder / "out"
+        "aggregate",
+        stage.load(),
+        inputs=inputs,
+        config=AggregateConfig(**{"method": "mean", **config}),
+        seed=0,
+        out=folder / "out",
     )
 
 
@@ -127,3 +141,28 @@ def test_nothing_left_is_said(tmp_path: Path) -> None:
 def test_corrupt_votes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"p_a = 7\.0"):
         aggregated(tmp_path, votes_table(vote("p1", "j", "ab", 7.0)))
+
+
+def gold_table(*pairs: str, winner: str = "a") -> pa.Table:
+    rows = pairs_table(*pairs)
+    return rows.append_column(GOLD.schema.field("winner"), pa.array([winner] * rows.num_rows, pa.string()))
+
+
+def test_gold_raises_the_weight_of_a_judge_that_is_right(tmp_path: Path) -> None:
+    names = [f"g{number}" for number in range(20)]
+    known = votes_table(*(vote(name, "j", order, 0.7) for name in names for order in ("ab", "ba")))
+    gold = gold_table(*names)
+    outcome = aggregated(tmp_path, gold=gold, gold_votes=known, method="stacked")
+    assert outcome.manifest.metrics["gold_pairs"] == 20
+    assert outcome.manifest.metrics["judge_weights"]["j"] > 1.5
+
+
+def test_gold_without_votes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gold_votes"):
+        aggregated(tmp_path, gold=gold_table("g1"), method="stacked")
+
+
+def test_an_unknown_gold_winner_is_named(tmp_path: Path) -> None:
+    known = votes_table(vote("g1", "j", "ab", 0.7))
+    with pytest.raises(UsageError, match="the winner 'left'"):
+        aggregated(tmp_path, gold=gold_table("g1", winner="left"), gold_votes=known, method="stacked")

@@ -1,0 +1,96 @@
+"""PPO stage: out/policy, out/updates.parquet and out/samples.parquet. Checkpoints lie in out/.checkpoints meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from flows.stages.tables import read_prompts, write_rows
+from judges.config import load_judge
+from judges.pairs import Pair
+from judges.panel import Panel, soft_preferences
+from rlhf.config import PPOConfig
+from rlhf.devices import choose
+from rlhf.models import save_model
+from rlhf.ppo.actors import load_actors
+from rlhf.ppo.guard import Probe, ProbeItem
+from rlhf.ppo.trainer import train
+from rlhf.sampling import Prompt
+from store.hashing import short_id
+from store.stage import Job, Metrics
+
+
+def run(job: Job[PPOConfig]) -> Metrics:
+    config = job.config
+    torch.manual_seed(job.seed)
+    compute = choose(config.device)
+    rows = read_prompts(job.path("prompts"), config.splits)
+    actors = load_actors(job.value("policy"), job.value("reward"), config, compute)
+    with open_probe(job) as probe:
+        result = train(
+            actors,
+            [Prompt(row["prompt_id"], row["prompt"]) for row in rows],
+            config,
+            job.seed,
+            job.out / ".checkpoints",
+            probe=probe,
+            progress=job.progress,
+        )
+    save_model(job.out / "policy", actors.policy, actors.codec)
+    write_rows(job.out / "updates.parquet", result.rows)
+    write_rows(job.out / "samples.parquet", result.samples)
+    first, kept = result.rows[0], next(row for row in result.rows if row["update"] == result.kept)
+    return {
+        "updates": result.updates,
+        "best_update": result.kept,
+        "stopped": result.stopped,
+        "kl": kept["kl"],
+        "reward_start": first["score"],
+        "reward_end": kept["score"],
+        "response_length": kept["response_length"],
+        "stop_rate": kept["stop_rate"],
+        "seconds_per_update": sum(row.get("seconds") or 0.0 for row in result.rows) / max(1, result.updates),
+    }
+
+
+@contextmanager
+def open_probe(job: Job[PPOConfig]) -> Iterator[Probe | None]:
+    """The judges' live win rate, loaded once for the whole stage; None without judges or where it is switched off."""
+    if not job.given("judge") or not job.config.probe.every:
+        yield None
+        return
+    groups = {
+        row["prompt_id"]: (row["group"], row["split"], row["reference"])
+        for row in read_prompts(Path(job.value("prompts")), job.config.splits)
+    }
+    with Panel([load_judge(value) for value in job.values("judge")], seed=job.seed) as panel:
+
+        def probe(items: Sequence[ProbeItem]) -> float | None:
+            pairs, wins = [], []
+            for item in items:
+                if item.policy_response == item.reference_response:
+                    wins.append(0.5)
+                    continue
+                group, split, reference = groups[item.prompt_id]
+                pairs.append(
+                    Pair(
+                        short_id(item.prompt_id, item.policy_response, item.reference_response),
+                        item.prompt_id,
+                        item.prompt,
+                        "policy",
+                        "reference",
+                        item.policy_response,
+                        item.reference_response,
+                        group,
+                        split,
+                        reference,
+                    )
+                )
+            if pairs:
+                wins.extend(soft_preferences(panel.judge(pairs)).values())
+            return sum(wins) / len(wins) if wins else None
+
+        yield probe

@@ -1,0 +1,1 @@
+"""Sampling, supervised fine-tuning, reward model, PPO and evaluation."""

@@ -1,0 +1,66 @@
+"""Where and in which precision a stage computes.
+
+Weights that are trained stay in float32 and the forward pass runs under autocast, so that an update smaller than
+bfloat16's spacing is not lost; weights that are only read (reference, reward model) are loaded in the compute type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf.config import Device
+from store.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device with the type its matrix products run in, and the attention kernel."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of every forward pass: autocast where the compute type is not float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def choose(config: Device) -> Compute:
+    """The device and type that `config` means on this machine. Raises UsageError for a device that is not here.
+
+    Sets the number of CPU threads of the process where the config names one.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    if config.dtype == "auto":
+        # Older GPUs lack bfloat16; float16 would need loss scaling, so they compute in float32.
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        dtype = torch.bfloat16 if capable else torch.float32
+    else:
+        dtype = DTYPES[config.dtype]
+    return Compute(device, dtype, config.attention, config.gradient_checkpointing)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device {name!r} is not available here: use auto, cpu, or one that this machine has."
+        ) from error
+    return device

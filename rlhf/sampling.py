@@ -1,0 +1,109 @@
+"""Rollouts: k responses to each prompt, as the rollouts table that the other rooms read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from rlhf.config import Decoding
+from rlhf.devices import Compute
+from rlhf.generation import Generated, generate, row_seed
+from rlhf.memory import Budget
+from rlhf.models import Model
+from rlhf.tokens import Codec
+from store.hashing import short_id
+from store.stage import Progress, silent
+from store.tables import ROLLOUTS
+
+
+class Prompt(NamedTuple):
+    """A prompt to respond to."""
+
+    prompt_id: str
+    prompt: str
+
+
+def respond(
+    model: Model,
+    codec: Codec,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    decoding: Decoding,
+    compute: Compute,
+    budget: Budget,
+    progress: Progress = silent,
+    what: str = "sample",
+) -> list[Generated]:
+    """One response a prompt. Raises UsageError where a prompt leaves no room for it in the context."""
+    encoded: dict[str, list[int]] = {}
+    for prompt in prompts:
+        if prompt not in encoded:
+            encoded[prompt] = codec.prompt_ids(prompt)
+    codec.require_room(encoded.values(), decoding.max_new_tokens)
+
+    def work(batch_size: int) -> list[Generated]:
+        return generate(
+            model,
+            [encoded[prompt] for prompt in prompts],
+            seeds,
+            decoding,
+            codec.stop_ids,
+            batch_size=batch_size,
+            autocast=compute.autocast,
+            on_done=lambda done: progress(what, done, len(prompts)),
+        )
+
+    return budget.run(work, "generation")
+
+
+def sample_rollouts(
+    model: Model,
+    codec: Codec,
+    prompts: Sequence[Prompt],
+    *,
+    responses: int,
+    decoding: Decoding,
+    seed: int,
+    policy: str,
+    compute: Compute,
+    batch_size: int = 256,
+    progress: Progress = silent,
+    what: str = "sample",
+) -> pa.Table:
+    """`responses` responses a prompt, as a rollouts table. `policy`: the content hash of the model.
+
+    A response depends on the policy, the prompt, `seed` and its number alone: other prompts or another batch size do
+    not change it.
+    """
+    jobs = [(prompt, sample) for prompt in prompts for sample in range(responses)]
+    generated = respond(
+        model,
+        codec,
+        [prompt.prompt for prompt, _ in jobs],
+        [row_seed(seed, prompt.prompt_id, sample) for prompt, sample in jobs],
+        decoding,
+        compute,
+        Budget(batch_size, "responses"),
+        progress,
+        what,
+    )
+    rows = []
+    for (prompt, sample), result in zip(jobs, generated, strict=True):
+        response = codec.text(result.ids)
+        rows.append(
+            {
+                "rollout_id": short_id(prompt.prompt_id, policy, seed, sample, response),
+                "prompt_id": prompt.prompt_id,
+                "prompt": prompt.prompt,
+                "response": response,
+                "sample": sample,
+                "policy": policy,
+                "finish_reason": result.finish_reason,
+                "n_tokens": len(result.ids),
+                "logprob": result.logprob,
+                "seed": seed,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=ROLLOUTS.schema)

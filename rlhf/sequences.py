@@ -1,0 +1,163 @@
+"""Ragged batches of prompt and response ids, packed several to a row: no padding goes through the model's trunk.
+
+Legend of shapes, used in the whole room:
+    b  sequences of a batch          t  tokens of the longest response
+    r  rows of a micro-batch         w  width of a row, in tokens
+    n  response tokens of a micro-batch, all sequences one after another
+    s  sequences of a micro-batch    d  hidden size           v  vocabulary
+
+Position ids restart at 0 with each sequence of a row. transformers (`masking_utils.find_packed_sequence_indices`) takes
+such a restart, given without an attention mask and without a cache, for the border of a sequence, and builds the
+block-diagonal causal mask for sdpa and eager, or the cumulative lengths for flash attention. Which tokens are real
+follows from lengths alone and never from comparing ids with the padding id, so padding may be any token, EOS included.
+
+Rows are short (`ROW_TOKENS`, or the longest sequence) because attention with a mask costs the square of the row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROW_TOKENS = 64
+
+
+class Sample(NamedTuple):
+    """The ids of one prompt (at least one) and of its response (at least one where it is trained on)."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass gets. The s sequences stand in the order of `members`, whatever row they lie in."""
+
+    ids: Tensor
+    """[r, w] token ids; the unused ends of rows hold an arbitrary id."""
+    positions: Tensor
+    """[r, w] position in its own sequence."""
+    members: list[int]
+    """Index of each sequence in the batch that was packed."""
+    lengths: list[int]
+    """Response tokens of each sequence; they sum to n."""
+    before: Tensor
+    """[n] flat index (row * w + column) of the position that predicts each response token: the one before it."""
+    targets: Tensor
+    """[n] the response tokens."""
+    last: Tensor
+    """[s] flat index of each sequence's last real token."""
+    tokens: int
+    """Real tokens, prompts included."""
+
+
+def split(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut 0..len(costs)-1 into consecutive parts whose costs sum to at most `budget`; a dearer item stands alone."""
+    parts: list[list[int]] = []
+    spent = 0
+    for index, cost in enumerate(costs):
+        if not parts or spent + cost > budget:
+            parts.append([])
+            spent = 0
+        parts[-1].append(index)
+        spent += cost
+    return parts
+
+
+def micro_batches(samples: Sequence[Sample], budget: int, device: torch.device) -> Iterator[MicroBatch]:
+    """Pack `samples` into micro-batches of at most `budget` real tokens."""
+    for part in split([sample.length for sample in samples], budget):
+        yield pack(samples, part, device)
+
+
+def pack(
+    samples: Sequence[Sample], members: Sequence[int], device: torch.device, row_tokens: int = ROW_TOKENS
+) -> MicroBatch:
+    """Pack `samples[i] for i in members` into rows of `max(row_tokens, longest)` tokens, the longest first."""
+    lengths = [samples[index].length for index in members]
+    width, places = _place(lengths, row_tokens)
+    rows = 1 + max(row for row, _ in places)
+    ids = [[0] * width for _ in range(rows)]
+    # The unused end of a row counts up from 0 again: a sequence of its own, which nothing reads.
+    positions = [[0] * width for _ in range(rows)]
+    filled = [0] * rows
+    before: list[int] = []
+    targets: list[int] = []
+    last: list[int] = []
+    for index, length, (row, start) in zip(members, lengths, places, strict=True):
+        sample = samples[index]
+        ids[row][start : start + length] = [*sample.prompt, *sample.response]
+        positions[row][start : start + length] = range(length)
+        filled[row] = max(filled[row], start + length)
+        first = row * width + start + len(sample.prompt) - 1
+        before.extend(range(first, first + len(sample.response)))
+        targets.extend(sample.response)
+        last.append(row * width + start + length - 1)
+    for row, end in enumerate(filled):
+        positions[row][end:] = range(width - end)
+
+    def tensor(value: object) -> Tensor:
+        return torch.tensor(value, dtype=torch.long).to(device, non_blocking=True)
+
+    return MicroBatch(
+        tensor(ids),
+        tensor(positions),
+        list(members),
+        [len(samples[index].response) for index in members],
+        tensor(before),
+        tensor(targets),
+        tensor(last),
+        sum(lengths),
+    )
+
+
+def _place(lengths: Sequence[int], row_tokens: int) -> tuple[int, list[tuple[int, int]]]:
+    """Best-fit decreasing: each sequence, longest first, goes into the fullest row that still has room.
+
+    Returns the rows' width and for each sequence (row, start).
+    """
+    width = max(*lengths, row_tokens) if lengths else row_tokens
+    free: list[tuple[int, int]] = []  # (room left, row), sorted
+    places = [(0, 0)] * len(lengths)
+    rows = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        found = bisect_left(free, (length, -1))
+        if found == len(free):
+            room, row = width, rows
+            rows += 1
+        else:
+            room, row = free.pop(found)
+        places[index] = (row, width - room)
+        insort(free, (room - length, row))
+    used = max((width - room for room, _ in free), default=width)
+    return used, places
+
+
+def rows_of(flat: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Cut [n] into one tensor a sequence."""
+    return list(torch.split(flat, list(lengths)))
+
+
+def pad_rows(rows: Sequence[Tensor]) -> Tensor:
+    """[b, t] from b tensors of differing lengths, zeros behind each."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def length_mask(lengths: Sequence[int] | Tensor, width: int | None = None) -> Tensor:
+    """[b, t] true where a token is real."""
+    lengths = torch.as_tensor(lengths)
+    width = int(lengths.max()) if width is None else width
+    return torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def flat_of(padded: Tensor, members: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """[n] the real tokens of the rows `members` of [b, t], one after another: the inverse of rows_of and pad_rows."""
+    return torch.cat([padded[index, :length] for index, length in zip(members, lengths, strict=True)])
