@@ -31,7 +31,10 @@ class JudgeStageConfig(Config):
 class AggregateConfig(Config):
     """How votes and verdicts become preferences."""
 
-    method: Literal["mean", "majority"] = Field("mean", description="how the judges' votes are combined")
+    method: Literal["stacked", "mean", "majority"] = Field(
+        "stacked",
+        description="how votes are combined; stacked: by weights that judges earn on gold, equal ones without",
+    )
     min_confidence: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.5, description="pairs below this p_chosen are left out"
     )

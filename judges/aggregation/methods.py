@@ -7,5 +7,10 @@ from collections.abc import Callable
 from judges.aggregation.labels import Aggregator
 from judges.aggregation.majority import MajorityVote
 from judges.aggregation.mean import MeanPreference
+from judges.aggregation.stacked import StackedJudges
 
-METHODS: dict[str, Callable[[], Aggregator]] = {"mean": MeanPreference, "majority": MajorityVote}
+METHODS: dict[str, Callable[[], Aggregator]] = {
+    "mean": MeanPreference,
+    "majority": MajorityVote,
+    "stacked": StackedJudges,
+}

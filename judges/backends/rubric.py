@@ -297,15 +297,16 @@ class Form(Rule):
 
 
 class Echoes(Rule):
-    """The response only repeats words of the prompt, and the reference does not."""
+    """The response copies the whole prompt, with or without words around it."""
 
     kind: Literal["echoes"]
     amount: Amount
 
     def apply(self, texts: Texts) -> Iterator[tuple[float, str]]:
-        asked = set(texts.prompt)
-        if texts.response and set(texts.response) <= asked and not set(texts.reference) <= asked:
-            yield self.amount, "only words of the prompt"
+        size = len(texts.prompt)
+        starts = range(len(texts.response) - size + 1) if size else range(0)
+        if any(texts.response[at : at + size] == texts.prompt for at in starts):
+            yield self.amount, "the prompt is copied"
 
 
 AnyRule = Annotated[
