@@ -1,7 +1,7 @@
 """Reads a round folder into typed values. What is absent is None; what cannot be read is None and named in `problems`.
 
-Only a stage directory with a manifest is looked at (DESIGN.md, law 1). Only the columns that the report needs are read
-from the tables, since the texts of a large vote table do not fit into memory.
+Only a stage directory with a manifest is looked at (docs/architecture.md, law 1). Only the columns that the report
+needs are read from the tables, since the texts of a large vote table do not fit into memory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class VoteCount:
 
     @property
     def balanced(self) -> bool:
-        """attempted = scored + tie + abstain + parse_failure + error (DESIGN.md, law 4)."""
+        """attempted = scored + tie + abstain + parse_failure + error (docs/architecture.md, law 4)."""
         return self.attempted == sum(self.parts)
 
 

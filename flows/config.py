@@ -1,0 +1,60 @@
+"""The round's configuration: one YAML file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from audit.config import AuditConfig
+from judges.config import AggregateConfig, JudgeStageConfig
+from rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from store.config import Config
+
+
+class PromoteConfig(Config):
+    """When a policy replaces the champion."""
+
+    win_rate_bar: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="the lower bound of the win rate must lie above this"
+    )
+    group_bar: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.4, description="the lower bound of every group's win rate must lie above this"
+    )
+    kl_bar: Annotated[float, Field(gt=0)] | None = Field(None, description="largest KL to the reference, in nats")
+
+
+class RetryConfig(Config):
+    """Retries of a stage that failed in a way that may pass."""
+
+    attempts: Annotated[int, Field(ge=1)] = Field(3, description="tries of a stage, the first included")
+    delay_s: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="seconds before the second try; doubles after that"
+    )
+    jitter: Annotated[float, Field(ge=0)] = Field(0.5, description="random share added to the delay")
+
+
+class RoundConfig(Config):
+    """One pass of the loop, from prompts to a promoted policy or none."""
+
+    seed: int = Field(17, description="of everything random in the round")
+    policy: str = Field(description="model of the first round: shipped:..., a folder, or a name on a hub")
+    prompts: str = Field(description="prompts parquet")
+    demonstrations: str | None = Field(None, description="demonstrations parquet for SFT")
+    calibration: str | None = Field(None, description="pairs with gold winners, to measure judges on")
+    judges: list[str] = Field(min_length=1, description="judges of the training pairs: shipped names or folders")
+    evaluation_judges: list[str] = Field(min_length=1, description="judges of the evaluation; best not those above")
+    oracle: str | None = Field(None, description="program judge for expected reward and simulated auditors")
+    replay_rounds: Annotated[int, Field(ge=0)] = Field(
+        3, description="earlier rounds whose preferences are trained on too"
+    )
+    sft: SFTConfig = SFTConfig()
+    sample: SampleConfig = SampleConfig()
+    judge: JudgeStageConfig = JudgeStageConfig()
+    audit: AuditConfig = AuditConfig()
+    aggregate: AggregateConfig = AggregateConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    retry: RetryConfig = RetryConfig()

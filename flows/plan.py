@@ -1,0 +1,107 @@
+"""The plan of a round: its steps in order, each with its inputs, config, seed and output folder.
+
+A plan is pure data, made from the round's config and its start alone. Whoever executes it, the flow or a person on the
+command line, gets the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.specs import STAGES, StageSpec
+from flows.workspace import Round
+from store.config import Config
+from store.hashing import hash_json
+from store.stage import Source
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a round. `inputs`: for each input its values; files of earlier steps may not exist yet."""
+
+    stage: str
+    inputs: Mapping[str, list[str]]
+    config: Config
+    seed: int
+    out: Path
+
+    @property
+    def spec(self) -> StageSpec:
+        return STAGES[self.stage]
+
+    def sources(self) -> dict[str, list[Source]]:
+        """The inputs with their content hashes. UsageError where one is not there."""
+        return resolve_inputs(self.spec, self.inputs)
+
+
+def resolve_inputs(spec: StageSpec, values: Mapping[str, list[str]]) -> dict[str, list[Source]]:
+    kinds = {item.name: item.source for item in spec.inputs}
+    return {name: [kinds[name](value) for value in given] for name, given in values.items() if given}
+
+
+def stage_seed(seed: int, number: int, stage: str) -> int:
+    """Independent seeds for each stage and round from the one in the config; 31 bits fit every generator."""
+    return int(hash_json([seed, number, stage])[:8], 16) >> 1
+
+
+def plan_round(round_: Round) -> list[Step]:
+    config, start = round_.config, round_.start
+    steps: list[Step] = []
+
+    def add(stage: str, section: Config, **inputs: str | Path | list[str] | None) -> Path:
+        values = {
+            name: [] if value is None else value if isinstance(value, list) else [str(value)]
+            for name, value in inputs.items()
+        }
+        out = round_.stage(stage)
+        steps.append(Step(stage, values, section, stage_seed(config.seed, round_.number, stage), out))
+        return out
+
+    policy = start.policy
+    if config.sft.enabled and config.demonstrations and not start.tuned:
+        policy = str(add("sft", config.sft, policy=policy, demonstrations=config.demonstrations) / "model")
+    sample = add("sample", config.sample, policy=policy, prompts=config.prompts)
+    judge = add(
+        "judge",
+        config.judge,
+        rollouts=sample / "rollouts.parquet",
+        prompts=config.prompts,
+        judge=config.judges,
+        calibration=config.calibration,
+    )
+    pairs, votes = judge / "pairs.parquet", judge / "votes.parquet"
+    audit = add("audit", config.audit, pairs=pairs, votes=votes, oracle=config.oracle)
+    aggregate = add(
+        "aggregate",
+        config.aggregate,
+        votes=votes,
+        pairs=pairs,
+        verdicts=audit / "verdicts.parquet",
+        gold=config.calibration,
+        gold_votes=judge / "calibration_votes.parquet" if config.calibration else None,
+    )
+    preferences = [str(aggregate / "preferences.parquet"), *start.replayed]
+    reward = add(
+        "reward",
+        config.reward,
+        model=policy,
+        preferences=preferences,
+        prompts=config.prompts,
+        calibration=config.calibration,
+    )
+    reward_model = reward / "model"
+    ppo = add("ppo", config.ppo, policy=policy, reward=reward_model, prompts=config.prompts, judge=config.judges)
+    evaluate = add(
+        "evaluate",
+        config.evaluate,
+        policy=ppo / "policy",
+        reference=policy,
+        reward=reward_model,
+        prompts=config.prompts,
+        judge=config.evaluation_judges,
+        oracle=config.oracle,
+    )
+    add("promote", config.promote, evaluation=evaluate / "evaluation.json", policy=ppo / "policy")
+    return steps

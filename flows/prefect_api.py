@@ -1,0 +1,131 @@
+"""A Prefect API for a run: the one that PREFECT_API_URL names, or a local one with its database in the workspace.
+
+Prefect's own ephemeral API is not used: it often misses its start-up time on a fresh database, and it loses the end of
+a run's history when the process exits. This one is a server process that is waited for at both ends.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+
+from flows.lifeline import spawn, stop
+from store.errors import RlaifError, TransientError
+from store.files import explain_os_errors
+
+START_TIMEOUT_S = 180.0
+HISTORY_TIMEOUT_S = 60.0
+
+
+def quiet_prefect(home: Path) -> None:
+    """Settings that must stand before prefect is imported: no telemetry, its files in `home`, a console left to us."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if not (Path.home() / ".prefect").is_dir():
+        os.environ.setdefault("PREFECT_HOME", str(home))
+
+
+@contextmanager
+def prefect_api(home: Path) -> Iterator[str]:
+    """Yield the URL of a healthy API, with PREFECT_API_URL set to it. A local server ends with the block."""
+    url = os.environ.get("PREFECT_API_URL")
+    if url:
+        if not _healthy(url):
+            raise TransientError(
+                f"The Prefect API {url} (PREFECT_API_URL) does not answer: start it, or unset the variable."
+            )
+        yield url
+        return
+    with _local_server(home) as url:
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def _local_server(home: Path) -> Iterator[str]:
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log = home / "server.log"
+    with explain_os_errors(log):
+        home.mkdir(parents=True, exist_ok=True)
+        output = log.open("a", encoding="utf-8")
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_API_URL": url,
+        "PREFECT_UI_API_URL": url,
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with output:
+        server = spawn(command, env=environment, stdout=output, stderr=output)
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not _healthy(url):
+                if server.poll() is not None:
+                    raise TransientError(
+                        f"The local Prefect API ended at its start (exit code {server.returncode}): see {log}."
+                    )
+                if time.monotonic() > deadline:
+                    raise TransientError(
+                        f"The local Prefect API was not ready after {START_TIMEOUT_S:.0f} s: see {log}."
+                    )
+                time.sleep(0.2)
+            yield url
+        finally:
+            stop(server, patience_s=10)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url.rstrip('/')}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_history(flow_run_id: str, tasks: int) -> None:
+    """Return once the API shows `tasks` task runs of the flow run, all of them ended.
+
+    Task runs are recorded by a background service of the server, seconds after they happened: a server stopped at once
+    would show a finished run with half of its tasks. Raises RlaifError after a minute.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    # What this process still holds must be on its way before the rows can be complete.
+    EventsWorker.drain_all(timeout=HISTORY_TIMEOUT_S)
+    APILogWorker.drain_all(timeout=HISTORY_TIMEOUT_S)
+    deadline = time.monotonic() + HISTORY_TIMEOUT_S
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
+    ended = 0
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            runs = client.read_task_runs(flow_run_filter=wanted)
+            ended = sum(run.state is not None and run.state.is_final() for run in runs)
+            if ended >= tasks:
+                return
+            time.sleep(0.2)
+    raise RlaifError(f"The Prefect API has {ended} of {tasks} task runs: the round is complete, its history is not.")

@@ -1,0 +1,211 @@
+"""A whole round on the real command line: real models, a real Prefect server, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.specs import STAGES
+from store.hashing import hash_path
+from store.manifest import read_manifest
+from store.tables import PREFERENCES, RESPONSES, ROLLOUTS, VOTES, read_table
+from tests.flows.conftest import rlaif, small_settings
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy to change. Manifests name inputs by absolute paths, so they follow the copy."""
+    target = tmp_path / "workspace"
+    shutil.copytree(finished, target)
+    for path in target.rglob("*"):
+        if path.suffix in (".json", ".yaml", ".jsonl") and path.is_file():
+            text = path.read_text()
+            if str(finished) in text:
+                path.write_text(text.replace(str(finished), str(target)))
+    return target
+
+
+def status(workspace: Path) -> dict:
+    done = rlaif("status", "--json", "--workspace", str(workspace))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_stage_is_there_with_its_tables(finished: Path) -> None:
+    folder = finished / "rounds" / "001"
+    for name in STAGES:
+        manifest = read_manifest(folder / name)
+        assert manifest is not None, name
+        assert manifest.outputs, name
+    read_table(folder / "sample" / "rollouts.parquet", ROLLOUTS)
+    votes = read_table(folder / "judge" / "votes.parquet", VOTES)
+    read_table(folder / "aggregate" / "preferences.parquet", PREFERENCES)
+    responses = read_table(folder / "evaluate" / "responses.parquet", RESPONSES)
+    assert set(responses.column("split").to_pylist()) <= {"heldout", "heldout_entities"}
+    assert set(votes.column("order").to_pylist()) == {"ab", "ba"}
+
+
+def test_status_keeps_its_contract(finished: Path) -> None:
+    value = status(finished)
+    assert value["round"] == 1
+    assert set(value["stages"]) == set(STAGES)
+    for stage in value["stages"].values():
+        assert stage["state"] == "done"
+        assert stage["attempts"] == 1
+        assert stage["seconds"] >= 0
+    metrics = value["metrics"]
+    for name in (
+        "expected_reward_reference",
+        "expected_reward_policy",
+        "win_rate",
+        "win_rate_low",
+        "win_rate_high",
+        "kl",
+        "reward_model_accuracy",
+        "peak_rss_mb",
+    ):
+        assert isinstance(metrics[name], float), name
+    assert metrics["win_rate_low"] <= metrics["win_rate"] <= metrics["win_rate_high"]
+    assert set(metrics["judge_accuracy"]) == {"tiny-good", "tiny-middling", "tiny-biased"}
+    votes = metrics["votes"]
+    assert votes["attempted"] == sum(votes[k] for k in ("scored", "tie", "abstain", "parse_failure", "error"))
+    assert isinstance(metrics["promoted"], bool)
+
+
+def test_the_prefect_history_is_complete(finished: Path) -> None:
+    with sqlite3.connect(finished / "prefect" / "prefect.db") as database:
+        runs = dict(database.execute("select name, state_type from task_run").fetchall())
+        flows = database.execute("select name, state_type from flow_run").fetchall()
+        artifacts = {key for (key,) in database.execute("select key from artifact").fetchall()}
+    assert flows == [("round-1", "COMPLETED")]
+    assert runs == dict.fromkeys([*STAGES, "report"], "COMPLETED")
+    assert {f"{name}-figures" for name in STAGES} <= artifacts
+
+
+def test_the_report_is_one_file_without_script(finished: Path) -> None:
+    text = (finished / "rounds" / "001" / "report.html").read_text()
+    assert "<script" not in text
+    assert "http-equiv" in text
+    out = finished.parent / "elsewhere.html"
+    done = rlaif("report", "--workspace", str(finished), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().startswith("<!doctype html>") or out.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_stage_alone_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    """Law 2: without Prefect and without a workspace, from the command line, on the same files."""
+    folder = finished / "rounds" / "001"
+    manifest = read_manifest(folder / "aggregate")
+    assert manifest is not None
+    inputs = [part for name, given in manifest.inputs.items() for one in given for part in (f"--{name}", one["value"])]
+    done = rlaif("stage", "aggregate", *inputs, "--seed", str(manifest.seed), "--out", str(tmp_path / "a"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a" / "preferences.parquet").read_bytes() == (
+        folder / "aggregate" / "preferences.parquet"
+    ).read_bytes()
+
+
+def test_a_deleted_output_and_what_needs_it_are_rebuilt(copy: Path) -> None:
+    folder = copy / "rounds" / "001"
+    before = hash_path(folder / "reward" / "model")
+    (folder / "report.html").unlink()
+    (folder / "aggregate" / "preferences.parquet").unlink()
+    done = rlaif("run", "--workspace", str(copy))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    last = max(i for i, event in enumerate(events[:-1]) if event["event"] == "round_finished")
+    kinds = {event["stage"]: event["event"] for event in events[last + 1 :] if "stage" in event}
+    assert kinds["aggregate"] == "finished"
+    # The same bytes came out again, so nothing after it had to run.
+    assert {name: kinds[name] for name in STAGES if name != "aggregate"} == dict.fromkeys(
+        [name for name in STAGES if name != "aggregate"], "reused"
+    )
+    assert hash_path(folder / "reward" / "model") == before
+
+
+def test_a_second_round_starts_where_the_first_ended(copy: Path) -> None:
+    champion = copy / "registry" / "champion.json"
+    policy = copy / "rounds" / "001" / "ppo" / "policy"
+    champion.write_text(json.dumps({"round": 1, "promoted": True, "policy": str(policy)}))
+    done = rlaif("run", "--workspace", str(copy), "--set", "ppo.updates=1")
+    assert done.returncode == 0, done.stderr
+    value = status(copy)
+    assert value["round"] == 2
+    assert value["stages"]["sft"]["state"] == "skipped"
+    manifest = read_manifest(copy / "rounds" / "002" / "sample")
+    assert manifest is not None
+    assert manifest.inputs["policy"][0]["value"] == str(policy)
+    replayed = read_manifest(copy / "rounds" / "002" / "reward")
+    assert replayed is not None
+    assert len(replayed.inputs["preferences"]) == 2
+
+
+def test_interrupted_and_killed_runs_go_on(tmp_path: Path) -> None:
+    """Ctrl-C during a stage, SIGKILL during another; the third run ends the same round."""
+    workspace = tmp_path / "w"
+    command = [sys.executable, "-m", "flows", "run", "demo", "--workspace", str(workspace), *small_settings()]
+
+    def run_until(started: str, sign: int) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        journal = workspace / "rounds" / "001" / "journal.jsonl"
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            if journal.exists() and f'"started", "stage": "{started}"' in journal.read_text():
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[0]
+        os.killpg(process.pid, sign)
+        process.wait(60)
+        return process
+
+    process = run_until("sample", signal.SIGINT)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "rlaif run" in said
+    assert run_until("reward", signal.SIGKILL).returncode == -signal.SIGKILL
+    assert not (workspace / "rounds" / "001" / "reward").exists()
+    done = rlaif("run", "--workspace", str(workspace))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in sorted((workspace / "rounds").iterdir())] == ["001"]
+    assert status(workspace)["finished"]
+
+
+def test_the_same_seed_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    """A round in another place, at another time: preferences, reward model and policy are byte for byte the same."""
+    workspace = tmp_path / "again"
+    done = rlaif("run", "demo", "--workspace", str(workspace), *small_settings())
+    assert done.returncode == 0, done.stderr
+    for name in ("aggregate/preferences.parquet", "reward/model", "ppo/policy"):
+        assert hash_path(workspace / "rounds" / "001" / name) == hash_path(finished / "rounds" / "001" / name), name
+
+
+def test_two_runs_at_once_are_told_apart(finished: Path) -> None:
+    import fcntl
+
+    with (finished / ".run.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = rlaif("run", "--workspace", str(finished))
+    assert done.returncode == 1
+    assert "Another rlaif run works on" in done.stderr
+
+
+def test_responses_hold_both_policies(finished: Path) -> None:
+    table = pq.read_table(finished / "rounds" / "001" / "evaluate" / "responses.parquet")
+    assert set(table.column("policy").to_pylist()) == {"policy", "reference"}
+    assert all(0 <= value <= 1 for value in table.column("oracle").to_pylist())
