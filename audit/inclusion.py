@@ -2,10 +2,10 @@
 
     pi_i = min(1, k q_i),   q_i = eps / N + (1 - eps) sqrt(u_i) / sum_j sqrt(u_j),   k such that sum_i pi_i = n
 
-u is the estimated judge error, eps >= 0.3 the uniform share. Without caps k = n, the formula of ../shared/CHECKS.md,
-Statistics 1; with caps, what the certain pairs leave over goes to the others in proportion. Sampling in proportion to
-the root of the error's second moment minimises the variance of the estimate: Zrnic and Candes, Active Statistical
-Inference (arXiv 2403.03208), section 4; the uniform share keeps weights 1 / pi_i bounded by N / (eps n).
+u is the estimated judge error, eps >= 0.3 the uniform share. Without caps k = n; with caps, what the certain pairs
+leave over goes to the others in proportion. Sampling in proportion to the root of the error's second moment minimises
+the variance of the estimate: Zrnic and Candes, Active Statistical Inference (arXiv 2403.03208), section 4; the uniform
+share keeps weights 1 / pi_i bounded by N / (eps n).
 
 Uniform and targeted parts are two independent Poisson draws. The uniform one takes every pair with the same
 pi_u = min_i pi_i >= eps n / N, the largest uniform sample that fits; the targeted one makes up the rest:

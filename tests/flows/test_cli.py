@@ -33,7 +33,7 @@ def test_every_command_has_help(name: str) -> None:
     assert result.exit_code == 0
     assert "Usage:" in result.output
     for item in STAGES[name.split()[1]].inputs if " " in name else ():
-        assert f"--{item.name}" in result.output
+        assert f"--{item.name.replace('_', '-')}" in result.output
 
 
 def test_fields_of_the_config_are_options() -> None:
@@ -141,3 +141,43 @@ def test_an_unwritable_workspace_is_one_sentence(
     code, text = call(monkeypatch, capsys, "run", "demo", "--workspace", str(tmp_path / "file" / "w"))
     assert code == 2
     assert "in the way" in text
+
+
+def test_a_prompt_longer_than_the_context_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt_id": ["long"], "prompt": ["word " * 2000], "group": ["g"], "split": ["train"]}
+    pq.write_table(pa.table(row), tmp_path / "p.parquet")
+    arguments = ["stage", "sample", "--policy", BASE, "--prompts", str(tmp_path / "p.parquet")]
+    code, text = call(monkeypatch, capsys, *arguments, "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert "512" in text
+    assert "long" in text
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a real file system of 36 KiB."""
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=36k", "tmpfs", str(disk)]
+    try:
+        if subprocess.run(mount, capture_output=True).returncode != 0:
+            pytest.skip("mounting a small file system needs rights that this user lacks")
+    except FileNotFoundError:
+        pytest.skip("this system has no mount")
+    try:
+        arguments = ["stage", "sample", "--policy", BASE, "--prompts", PROMPTS]
+        code, text = call(monkeypatch, capsys, *arguments, "--max-prompts", "10", "--out", str(disk / "fits"))
+        assert code == 0, text
+        code, text = call(monkeypatch, capsys, *arguments, "--responses", "3", "--out", str(disk / "o"))
+        assert code == 1
+        assert "No space left" in text
+        assert "Traceback" not in text
+        assert not (disk / "o").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

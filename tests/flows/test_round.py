@@ -209,3 +209,50 @@ def test_responses_hold_both_policies(finished: Path) -> None:
     table = pq.read_table(finished / "rounds" / "001" / "evaluate" / "responses.parquet")
     assert set(table.column("policy").to_pylist()) == {"policy", "reference"}
     assert all(0 <= value <= 1 for value in table.column("oracle").to_pylist())
+
+
+def test_another_architecture_and_a_users_own_prompts(tmp_path: Path) -> None:
+    """Swapping the model is a line of the config: Qwen2 with random weights and another chat template, own prompts."""
+    import pyarrow as pa
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    from store.resources import DATASETS
+    from store.tables import PROMPTS, write_table
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(DATASETS / "tiny" / "models" / "base")
+    tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A:"
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **size,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    rows = [
+        {"prompt_id": f"mine-{i}", "prompt": f"What is {i} and {i}?", "group": "mine", "split": split}
+        for i, split in enumerate(["train"] * 10 + ["heldout"] * 4)
+    ]
+    write_table(tmp_path / "mine.parquet", PROMPTS, pa.Table.from_pylist(rows))
+    settings = small_settings(
+        policy="./qwen",
+        prompts="mine.parquet",
+        demonstrations="null",
+        calibration="null",
+        oracle="null",
+        judges="[tiny-good]",
+        **{"audit.mode": "off", "evaluate.splits": "[heldout]", "ppo.decoding.max_new_tokens": 8},
+    )
+    done = rlaif("run", "demo", "--workspace", "w", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    value = status(tmp_path / "w")
+    assert value["stages"]["sft"]["state"] == "skipped"
+    assert value["metrics"]["expected_reward_policy"] is None
+    assert value["metrics"]["win_rate"] is not None
+    saved = json.loads((tmp_path / "w" / "rounds" / "001" / "ppo" / "policy" / "config.json").read_text())
+    assert saved["model_type"] == "qwen2"
