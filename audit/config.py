@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from store.config import Config
 
@@ -40,6 +40,12 @@ class AuditConfig(Config):
         default=[SimulatedAuditor(name="careful", accuracy=0.95), SimulatedAuditor(name="hasty", accuracy=0.8)],
         description="used in mode simulated",
     )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_off(cls, mode: object) -> object:
+        """YAML 1.1 reads an unquoted `off` as false."""
+        return "off" if mode is False else mode
 
     @model_validator(mode="after")
     def _enough_different_auditors(self) -> AuditConfig:

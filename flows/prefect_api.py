@@ -87,6 +87,8 @@ def _local_server(home: Path) -> Iterator[str]:
                 time.sleep(0.2)
             yield url
         finally:
+            # What is still to be sent must go now: at the process's end nobody would be there to take it.
+            send_pending(timeout_s=5)
             stop(server, patience_s=10)
 
 
@@ -104,6 +106,17 @@ def _free_port() -> int:
         return port
 
 
+def send_pending(timeout_s: float) -> None:
+    """Send the events and logs that this process still holds."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=timeout_s)
+    APILogWorker.drain_all(timeout=timeout_s)
+
+
 def wait_for_history(flow_run_id: str, tasks: int) -> None:
     """Return once the API shows `tasks` task runs of the flow run, all of them ended.
 
@@ -112,12 +125,8 @@ def wait_for_history(flow_run_id: str, tasks: int) -> None:
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
 
-    # What this process still holds must be on its way before the rows can be complete.
-    EventsWorker.drain_all(timeout=HISTORY_TIMEOUT_S)
-    APILogWorker.drain_all(timeout=HISTORY_TIMEOUT_S)
+    send_pending(HISTORY_TIMEOUT_S)
     deadline = time.monotonic() + HISTORY_TIMEOUT_S
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
     ended = 0

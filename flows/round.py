@@ -107,6 +107,6 @@ def round_flow(workspace: str, number: int) -> str:
     for step in plan_round(round_):
         stage_task.with_options(**_options(step.stage, retry))(step, round_)
     decision = read_json(round_.stage("promote") / "decision.json")
-    space.record_decision(number, decision)
+    space.record_decision(number, round_.stage("ppo") / "policy", decision)
     report_task.with_options(name="report", task_run_name="report")(round_, decision)
     return str(flow_run.get_id())

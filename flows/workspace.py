@@ -29,6 +29,7 @@ from store.files import append_line, explain_os_errors, read_json, read_lines, w
 from store.journal import Journal
 from store.locks import exclusive
 from store.manifest import read_manifest
+from store.resources import PREFIX
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Round:
     @property
     def start(self) -> Start:
         value = read_json(self.folder / "round.json")
-        return Start(value["policy"], value["tuned"], tuple(value["replayed"]))
+        root = self.folder.parent.parent
+        return Start(
+            _outside(root, value["policy"]), value["tuned"], tuple(_outside(root, p) for p in value["replayed"])
+        )
 
     @property
     def journal(self) -> Journal:
@@ -114,9 +118,9 @@ class Workspace:
         new.set_config(config)
         start = {
             "round": number,
-            "policy": champion["policy"] if champion else config.policy,
+            "policy": _inside(self.root, champion["policy"]) if champion else config.policy,
             "tuned": champion is not None,
-            "replayed": [str(path) for path in tables],
+            "replayed": [_inside(self.root, str(path)) for path in tables],
         }
         write_json(folder / "round.json", start)
         new.journal.write("round_started", round=number, policy=start["policy"])
@@ -127,18 +131,19 @@ class Workspace:
         if not path.is_file():
             return None
         value: dict[str, Any] = read_json(path)
+        value["policy"] = _outside(self.root, value["policy"])
         if not Path(value["policy"]).is_dir():
             raise RlaifError(f"The champion {value['policy']} named by {path} is gone: restore it or remove {path}.")
         return value
 
-    def record_decision(self, number: int, decision: dict[str, Any]) -> None:
-        """Enter a round's decision into the registry; the same decision again changes nothing."""
+    def record_decision(self, number: int, policy: Path, decision: dict[str, Any]) -> None:
+        """Enter the decision on a round's `policy` into the registry; the same again changes nothing."""
         history = self.root / "registry" / "history.jsonl"
-        entry = {"round": number, **decision}
+        entry = {"round": number, "policy": _inside(self.root, str(policy)), **decision}
         if entry not in read_lines(history):
             append_line(history, json.dumps(entry, ensure_ascii=False))
         if decision["promoted"]:
-            write_json(self.root / "registry" / "champion.json", {"round": number, **decision})
+            write_json(self.root / "registry" / "champion.json", entry)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -146,3 +151,14 @@ class Workspace:
         message = f"Another rlaif run works on {self.root}: wait for it, or give another --workspace."
         with exclusive(self.root / ".run.lock", message):
             yield
+
+
+def _inside(root: Path, name: str) -> str:
+    """A path below the workspace as a relative one, so that a workspace can be moved; any other name as it is."""
+    path = Path(name)
+    return str(path.relative_to(root)) if path.is_absolute() and path.is_relative_to(root) else name
+
+
+def _outside(root: Path, name: str) -> str:
+    """What `_inside` made relative, as an absolute path again."""
+    return str(root / name) if (root / name).exists() and not name.startswith(PREFIX) else name

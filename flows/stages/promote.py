@@ -55,7 +55,6 @@ def run(job: Job[PromoteConfig]) -> Metrics:
         "promoted": promoted,
         "reason": explain(rows),
         "checks": rows,
-        "policy": job.value("policy"),
         "policy_sha256": job.identity("policy"),
         "win_rate": evaluation["win_rate"],
     }

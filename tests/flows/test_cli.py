@@ -151,8 +151,8 @@ def test_a_prompt_longer_than_the_context_is_one_sentence(
     arguments = ["stage", "sample", "--policy", BASE, "--prompts", str(tmp_path / "p.parquet")]
     code, text = call(monkeypatch, capsys, *arguments, "--out", str(tmp_path / "o"))
     assert code == 2
-    assert "512" in text
-    assert "long" in text
+    assert "A prompt has 200" in text
+    assert "holds 512" in text
     assert not (tmp_path / "o").exists()
 
 

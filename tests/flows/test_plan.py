@@ -26,9 +26,9 @@ def test_every_stage_in_order_with_every_required_input(tmp_path: Path) -> None:
 def test_sft_is_left_out_when_switched_off_or_tuned(tmp_path: Path) -> None:
     assert plan_round(begin(tmp_path, "sft.enabled=false"))[0].stage == "sample"
     space = Workspace.create(tmp_path / "tuned")
-    policy = space.root / "policy"
-    policy.mkdir()
-    space.record_decision(1, {"promoted": True, "policy": str(policy)})
+    policy = space.root / "rounds" / "001" / "ppo" / "policy"
+    policy.mkdir(parents=True)
+    space.record_decision(1, policy, {"promoted": True})
     steps = plan_round(space.begin_round(load_round("demo")))
     assert steps[0].stage == "sample"
     assert steps[0].inputs["policy"] == [str(policy)]
