@@ -4,13 +4,20 @@ VENV ?= .venv
 WORKSPACE ?= demo-workspace
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
-.PHONY: demo test lint models clean
+.PHONY: demo test test-lowest lint models clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/rlaif run configs/demo.yaml --workspace $(WORKSPACE)
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest
+
+# The fast tests with the oldest versions that pyproject.toml admits.
+test-lowest: $(VENV)/bin/python
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+		--editable . pytest hatchling
+	$(VENV)-lowest/bin/python -m pytest -m "not slow"
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
