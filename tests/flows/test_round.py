@@ -261,3 +261,46 @@ def test_another_architecture_and_a_users_own_prompts(tmp_path: Path) -> None:
     assert value["metrics"]["win_rate"] is not None
     saved = json.loads((tmp_path / "w" / "rounds" / "001" / "ppo" / "policy" / "config.json").read_text())
     assert saved["model_type"] == "qwen2"
+
+
+def test_a_killed_stage_process_is_tried_again(copy: Path) -> None:
+    """As the kernel kills it for want of memory: the flow goes on by itself, and the journal says why."""
+    import psutil
+
+    folder = copy / "rounds" / "001"
+    (folder / "report.html").unlink()
+    shutil.rmtree(folder / "reward")
+    command = [sys.executable, "-m", "flows", "run", "--workspace", str(copy), "--set", "retry.delay_s=0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    victim = None
+    deadline = time.monotonic() + 300
+    while victim is None and time.monotonic() < deadline and process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                line = child.cmdline()
+            except psutil.Error:
+                continue
+            if line[1:3] == ["-m", "flows.worker"] and '"stage": "reward"' in line[3]:
+                victim = child
+        time.sleep(0.05)
+    assert victim is not None, process.communicate()[0]
+    victim.kill()
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    mine = [event for event in events if event.get("stage") == "reward"][-4:]
+    assert [event["event"] for event in mine] == ["started", "failed", "started", "finished"]
+    assert "killed by SIGKILL" in mine[1]["error"]
+    assert status(copy)["stages"]["reward"]["attempts"] == 3
+
+
+def test_a_wrong_config_is_not_tried_again(copy: Path) -> None:
+    """What is wrong is as wrong the second time: one attempt, one sentence, exit code 2."""
+    folder = copy / "rounds" / "001"
+    (folder / "report.html").unlink()
+    done = rlaif("run", "--workspace", str(copy), "--set", "sample.splits=[nowhere]")
+    assert done.returncode == 2, done.stderr
+    assert "no prompts in the split 'nowhere'" in done.stderr
+    assert "Traceback" not in done.stderr
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event.get("stage") == "sample"][-2:] == ["started", "failed"]
