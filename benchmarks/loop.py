@@ -24,7 +24,7 @@ TARGETS = [
     ("expected_reward_reference", "<=", 0.5),
     ("expected_reward_policy", ">=", 0.8),
     ("win_rate_low", ">=", 0.65),
-    ("kl", "<=", 20.0),
+    ("kl", "<=", 10.0),
 ]
 
 
