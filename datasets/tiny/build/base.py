@@ -210,7 +210,3 @@ FACT_RULES = (
     "method",
     "no refusal",
 )
-
-
-def reference_answers(prompts: list[Prompt], rng: random.Random) -> list[str]:
-    return [good(prompt.fact, rng) for prompt in prompts]
