@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from phrasings import PHRASINGS
-from responses import BASE_MIX, Responder, good
+from responses import BASE_MIX, Responder
 from tokens import ASSISTANT, END, SYSTEM, USER
 from training import same_length_batches, train
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
