@@ -15,10 +15,11 @@ __all__ = ["AggregateConfig", "Judge", "JudgeStageConfig", "known_judges", "load
 class JudgeStageConfig(Config):
     """Which pairs are judged."""
 
-    pairs: Literal["all", "random"] = Field(
-        "random", description="all pairs of a prompt's responses, or a random subset"
+    pairs: Literal["all", "random", "swiss"] = Field(
+        "random",
+        description="all pairs of a prompt's responses, a random subset, or rounds between neighbours by rating so far",
     )
-    pairs_per_prompt: Annotated[int, Field(ge=1)] = Field(3, description="size of the random subset")
+    pairs_per_prompt: Annotated[int, Field(ge=1)] = Field(3, description="pairs of a prompt; pairs: random and swiss")
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="share of errors that fails the stage")
     max_parse_failure_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         0.3, description="share of parse failures that fails the stage"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ Choice = Literal["first", "second", "tie"]
 
 _LINE = re.compile(r"^[ \t>*_#`]*verdict[ \t*_`]*:(?P<answer>[^\n]*)$", re.IGNORECASE | re.MULTILINE)
 _DECORATION = " \t\r*_`.\"'"
-_MOST_OBJECTS = 200  # braces tried as the start of an object, from the end: hostile text must not cost quadratic time
+_MOST_OBJECTS = 200  # braces tried as the start of an object, from the end
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,23 @@ def _lines(text: str) -> list[_Statement]:
 
 
 def _objects(text: str) -> list[_Statement]:
+    found: list[_Statement] = []
+    for start, end, value in json_objects(text):
+        # The key must be there letter by letter: `neutralise` breaks it in untrusted text, but not a \\u0076erdict.
+        if "verdict" in value and '"verdict"' in text[start:end]:
+            reasoning = value.get("reasoning")
+            found.append((start, end, _answer(value["verdict"]), reasoning if isinstance(reasoning, str) else None))
+    return found
+
+
+def json_objects(text: str) -> list[tuple[int, int, dict[str, Any]]]:
+    """Start, end and value of the JSON objects in `text` that lie in no other; a key that occurs twice is None.
+
+    Only the last braces are tried: hostile text must not cost quadratic time.
+    """
     decoder = json.JSONDecoder(object_pairs_hook=_without_duplicates)
     starts = [found.start() for found in re.finditer(r"\{", text)][-_MOST_OBJECTS:]
-    found: list[_Statement] = []
+    found: list[tuple[int, int, dict[str, Any]]] = []
     end = 0
     for start in starts:
         if start < end:
@@ -66,10 +81,7 @@ def _objects(text: str) -> list[_Statement]:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        # The key must be there letter by letter: `neutralise` breaks it in untrusted text, but not a \\u0076erdict.
-        if isinstance(value, dict) and "verdict" in value and '"verdict"' in text[start:end]:
-            reasoning = value.get("reasoning")
-            found.append((start, end, _answer(value["verdict"]), reasoning if isinstance(reasoning, str) else None))
+        found.append((start, end, value))
     return found
 
 
@@ -82,6 +94,6 @@ def _answer(value: Any) -> str | None:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
     # Two verdicts in one object contradict each other; JSON would silently take the second.
-    return dict(pairs) | ({"verdict": None} if keys.count("verdict") > 1 else {})
+    times = Counter(key for key, _ in pairs)
+    return {key: value if times[key] == 1 else None for key, value in pairs}

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from judges.backends.base import ORDERS
+from judges.requests import ORDERS
 from store.errors import UsageError
 from store.tables import Status, Table
 

@@ -1,66 +1,101 @@
-"""What every backend is to the panel: requests go in, answers come out, one for each, in any order.
+"""What every backend is: calls go in, replies come out, one for each, in any order.
 
-A request shows one pair in one order. A backend knows slots only (first and second); the panel maps its answers back
-to rollouts. Failures of single requests are answers with a status; what makes all further calls pointless (a wrong
-key, a model that cannot be loaded) is raised as RlaifError.
+A call shows responses to one prompt, in an order, and says what it wants back: the log-probabilities of certain answers
+(`Choice`), a text (`Text`), or a program's scores (`Scores`). A backend knows nothing of pairs, votes or verdicts: how
+a reply is read is the matter of `judges.modes`. So each backend serves every mode, and a new one is one file.
+
+Failures of single calls are replies with an `error`; what makes all further calls pointless (a wrong key, a model that
+cannot be loaded) is raised as RlaifError.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from judges.judge import Judge
-from judges.pairs import Pair
 from store.errors import UsageError
-from store.hashing import short_id
-from store.tables import Status
 
-Order = Literal["ab", "ba"]
-ORDERS: tuple[Order, Order] = ("ab", "ba")
+if TYPE_CHECKING:
+    from judges.judge import Judge
 
 
 @dataclass(frozen=True)
-class Request:
-    """One pair in one order. `seed`: of the sampling, if the judge samples."""
+class Subject:
+    """What is judged: one or more responses to one prompt, in the order in which they are shown."""
 
-    pair: Pair
-    order: Order
-    seed: int = 0
-
-    @property
-    def first(self) -> str:
-        return self.pair.response_a if self.order == "ab" else self.pair.response_b
-
-    @property
-    def second(self) -> str:
-        return self.pair.response_b if self.order == "ab" else self.pair.response_a
-
-    @property
-    def sampling_seed(self) -> int:
-        """A seed of this request alone, in 0..2^31-1: an answer does not depend on what is asked beside it."""
-        return int(short_id("vote", self.seed, self.pair.pair_id, self.order), 16) % 2**31
+    prompt: str
+    responses: tuple[str, ...]
+    reference: str | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A backend's answer in terms of slots.
+class Choice:
+    """The next token matters: the log-probability of each of `options`, with and without a leading space, is wanted."""
 
-    `p_first`: probability in 0..1 that the first response is better; set for status scored and tie, else None.
-    `mass`: probability of all valid answers together, in 0..1; None where there is none. `latency_s`: seconds from
-    the call to its answer; in a batch, the batch's seconds divided by its size. `attempts`: calls made, at least 1.
-    `transient`: of an error that another run may not meet (a server that is busy or away).
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of at most `max_tokens` tokens is wanted.
+
+    While `readable` refuses it, the call is made again, up to `parse_attempts` times in all. `schema` is the JSON
+    schema of the answer, for servers that can keep a model to one, where the judge's settings ask for it.
     """
 
-    request: Request
-    status: Status
-    p_first: float | None = None
-    mass: float | None = None
-    raw: str | None = None
-    rationale: str | None = None
+    max_tokens: int
+    readable: Callable[[str], bool]
+    schema: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A program's score of each response is wanted."""
+
+
+Want = Choice | Text | Scores
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question. `id` names it, and what is stored of it, for good; `text` is the user's message, untrusted parts
+    made harmless; `seed` is of the sampling, if the judge samples: an answer does not depend on what is asked beside.
+
+    `cell` numbers the run of calls that this one belongs to. A backend that batches must form its batches within a
+    cell only, so that a table comes out the same, to the bit, however it was divided and wherever a run was killed:
+    for that it is also given the calls of an unfinished cell that are already `answered`, to be laid into the same
+    batches and not replied to. A backend that makes calls one by one skips those.
+    """
+
+    id: str
+    subject: Subject
+    text: str
+    want: Want
+    seed: int = 0
+    cell: int = 0
+    answered: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a call.
+
+    `logprobs`: of the options of a `Choice`, in nats, -inf for one that was not reported. `text`: what the model wrote;
+    also beside log-probs, where it is known. `scores` and `reasons`: of a program, in 0..1, for each response.
+    `refusal`: the server's or the model's declared refusal to answer. `latency_s`: seconds from the call to its reply;
+    in a batch, the batch's seconds divided by its size. `attempts`: calls made, at least 1; `tokens_*` count all of
+    them. `error`: why there is nothing else. `transient`: of an error that another run may not meet.
+    """
+
+    call: Call
+    text: str | None = None
+    logprobs: tuple[float, ...] | None = None
+    scores: tuple[float, ...] | None = None
+    reasons: str | None = None
+    refusal: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     latency_s: float = 0.0
@@ -70,19 +105,30 @@ class Answer:
 
 
 class Backend(Protocol):
-    """A loaded judge. `answer` pulls requests as it needs them and may be called again until `close`."""
+    """A loaded judge. `answer` pulls calls as it needs them and may be called again until `close`.
 
-    def answer(self, requests: Iterable[Request]) -> Generator[Answer, None, None]: ...
+    `specials` are the tokens that untrusted text must not spell; `judges.prompts.neutralise` breaks them.
+    """
+
+    wants: ClassVar[tuple[type[Want], ...]]
+
+    @property
+    def specials(self) -> Sequence[str]: ...
+
+    def answer(self, calls: Iterable[Call]) -> Generator[Reply, None, None]: ...
 
     def close(self) -> None: ...
 
 
 BACKENDS = {
     "transformers": "judges.backends.transformers:TransformersBackend",
+    "vllm": "judges.backends.vllm:VLLMBackend",
     "openai": "judges.backends.openai:OpenAIBackend",
     "rubric": "judges.backends.program:ProgramBackend",
 }
 """Where the backends live. They are named, not imported: a judge that calls a server must not load torch."""
+
+INSTALL = {"vllm": "pip install 'rlaif[vllm]'"}
 
 
 def open_backend(judge: Judge) -> Backend:
@@ -94,32 +140,6 @@ def open_backend(judge: Judge) -> Backend:
         missing = (error.name or str(error)).split(".")[0]
         if missing in ("judges", "store"):
             raise
-        raise UsageError(f"Judge {judge.name} needs the package {missing}: pip install {missing}.") from error
+        remedy = INSTALL.get(missing, f"pip install {missing}")
+        raise UsageError(f"Judge {judge.name} needs the package {missing}: {remedy}.") from error
     return make(judge)
-
-
-@dataclass(frozen=True)
-class Preference:
-    """What the log-probs of the answer tokens say: see `Answer`."""
-
-    status: Status
-    p_first: float | None
-    mass: float
-
-
-def preference_from_logprobs(first: float, second: float, min_mass: float) -> Preference:
-    """Soft preference from the log-probabilities, in nats, of all tokens that mean the first and the second response.
-
-    p_first = P(first) / (P(first) + P(second)), as in RLAIF (Lee et al. 2023, section 2.1). The denominator is the
-    covered mass; less than `min_mass` of it is an abstention, which has no preference. Equal sides are a tie. Either
-    log-probability may be -inf, for a token without any.
-    """
-    highest = max(first, second)
-    if highest == -math.inf:
-        return Preference(Status.ABSTAIN, None, 0.0)
-    one, two = math.exp(first - highest), math.exp(second - highest)
-    mass = min(1.0, math.exp(highest) * (one + two))
-    if mass < min_mass:
-        return Preference(Status.ABSTAIN, None, mass)
-    p_first = one / (one + two)
-    return Preference(Status.TIE if p_first == 0.5 else Status.SCORED, p_first, mass)

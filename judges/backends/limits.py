@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,17 +19,19 @@ class Bucket:
     """Lets `per_minute` units through a minute, evenly, with a burst of one second's worth; None lets all through.
 
     It keeps the time at which the next unit is due (the generic cell rate algorithm, ITU-T I.371): no timer, no queue.
+    Callers are served in the order in which they came. To be used in one event loop.
     """
 
     def __init__(self, per_minute: float | None) -> None:
         self._seconds_per_unit = 60 / per_minute if per_minute else 0.0
-        self._due = 0.0
+        self._due = -math.inf
 
     async def take(self, units: float = 1.0) -> None:
         """Wait until `units` may pass."""
         if not self._seconds_per_unit:
             return
         now = asyncio.get_running_loop().time()
+        # Between reading and moving the due time nothing else runs: no two callers get the same slot.
         due = max(self._due, now - _BURST_S)
         self._due = due + units * self._seconds_per_unit
         if due > now:
@@ -37,6 +40,42 @@ class Bucket:
     def correct(self, units: float) -> None:
         """Account for units that passed beyond those taken; negative where fewer did."""
         self._due += units * self._seconds_per_unit
+
+
+class Pace:
+    """The two buckets of a server, requests and tokens, and the pauses for which it asks."""
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        self._requests, self._tokens = Bucket(requests_per_minute), Bucket(tokens_per_minute)
+        self._resume_at = 0.0
+        self._chance = random.Random()  # noqa: S311  jitter
+
+    async def take(self, tokens: float) -> None:
+        """Wait until a call of about `tokens` tokens may be made."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            while (pause := self._resume_at - clock()) > 0:
+                # Each waits a little longer than asked, by a time of its own: all at once would be too many again.
+                await asyncio.sleep(pause * (1 + self._chance.random() / 4))
+            await self._requests.take()
+            await self._tokens.take(tokens)
+            if self._resume_at <= clock():
+                return
+            # Asked to pause while waiting for a slot: the slots after the pause are given out anew.
+            self.give_back(tokens)
+
+    def give_back(self, tokens: float) -> None:
+        """What was taken is not used."""
+        self._requests.correct(-1)
+        self._tokens.correct(-tokens)
+
+    def correct(self, tokens: float) -> None:
+        """The call took so many tokens more than thought; negative for fewer."""
+        self._tokens.correct(tokens)
+
+    def pause(self, seconds: float) -> None:
+        """The server asks that no call is made for so long."""
+        self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + seconds)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
@@ -51,7 +90,7 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
         pass
     try:
         when = parsedate_to_datetime(str(value))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return _within((when - (now or datetime.now(UTC))).total_seconds())
@@ -65,7 +104,7 @@ def backoff(attempt: int, asked: float | None, chance: random.Random) -> float:
     """
     if asked is not None:
         return asked * (1 + chance.random() / 4)
-    longest: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (attempt - 1))
+    longest: float = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempt - 1, 30))
     return longest * (1 + chance.random()) / 2
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _MARKS = " \t\n\u2581\u0120"  # a space, as text or as tokenizers write it: some servers report tokens undecoded
 
 
-class MalformedError(Exception):
-    """The reply is not what was asked for. `again`: whether another call may bring a good one."""
+class CallError(Exception):
+    """One call failed; the message says why, for people.
 
-    def __init__(self, message: str, again: bool) -> None:
+    `again`: whether the same call may succeed later. `after`: seconds that the server asked to wait. `away`: whether it
+    looks as if no call could succeed now, because the server is not there or broken.
+    """
+
+    def __init__(self, message: str, *, again: bool, after: float | None = None, away: bool = False) -> None:
         super().__init__(message)
-        self.again = again
+        self.again, self.after, self.away = again, after, away
 
 
 @dataclass(frozen=True)
-class Reply:
+class Completion:
     """`top`: the likeliest first tokens with their log-probs in nats, or None where the server sent none."""
 
     content: str
@@ -29,24 +34,24 @@ class Reply:
     tokens_out: int
 
 
-def read_reply(text: str) -> Reply:
-    """Raises MalformedError for what is no JSON, has no choice, or has log-probs of another shape."""
+def read_completion(text: str) -> Completion:
+    """Raises CallError for what is no JSON, has no choice, or has log-probs of another shape."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MalformedError(f"the server's answer is no JSON: {text[:80]!r}", again=True) from error
+        raise CallError(f"the server's answer is no JSON: {text[:80]!r}", again=True) from error
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise MalformedError(f"the server's answer has no choices: {text[:80]!r}", again=True)
+        raise CallError(f"the server's answer has no choices: {text[:80]!r}", again=True)
     message = choices[0].get("message")
     if not isinstance(message, dict):
-        raise MalformedError("the server's answer has no message", again=True)
+        raise CallError("the server's answer has no message", again=True)
     content, refusal = message.get("content"), message.get("refusal")
     if choices[0].get("finish_reason") == "content_filter":
         refusal = refusal or "stopped by the server's content filter"
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return Reply(
+    return Completion(
         content if isinstance(content, str) else "",
         refusal if isinstance(refusal, str) and refusal else None,
         _top(choices[0].get("logprobs")),
@@ -55,29 +60,31 @@ def read_reply(text: str) -> Reply:
     )
 
 
-def answer_logprobs(top: list[tuple[str, float]], answers: tuple[str, str]) -> tuple[float, float]:
-    """Log of the summed probabilities of the listed tokens that spell each answer; -inf for an unlisted answer.
+def option_logprobs(top: Sequence[tuple[str, float]], options: Sequence[str]) -> tuple[float, ...]:
+    """Log of the summed probabilities of the listed tokens that spell each option; -inf for an unlisted one.
 
-    An unlisted answer is less likely than every listed token, so that what is lost is below the smallest listed.
+    An unlisted option is less likely than every listed token, so that what is lost is below the smallest listed.
     """
-    first, second = (
-        math.fsum(math.exp(logprob) for token, logprob in top if token.strip(_MARKS) == answer.strip())
-        for answer in answers
-    )
-    return (math.log(first) if first else -math.inf), (math.log(second) if second else -math.inf)
+    sums = dict.fromkeys((option.strip() for option in options), 0.0)
+    for token, logprob in top:
+        spelt = token.strip(_MARKS)
+        if spelt in sums:
+            sums[spelt] += math.exp(logprob)
+    return tuple(math.log(sums[option.strip()]) if sums[option.strip()] else -math.inf for option in options)
 
 
 def _top(logprobs: Any) -> list[tuple[str, float]] | None:
     if logprobs is None:
         return None
     try:
-        listed = [(entry["token"], float(entry["logprob"])) for entry in logprobs["content"][0]["top_logprobs"]]
+        # A token listed twice (once as the chosen one) must not count twice.
+        listed = {entry["token"]: float(entry["logprob"]) for entry in logprobs["content"][0]["top_logprobs"]}
     except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise MalformedError("the server's log-probs have another shape than chat completions'", again=False) from error
-    if not all(isinstance(token, str) and logprob <= 1e-3 for token, logprob in listed):
-        raise MalformedError("the server's log-probs are no log-probabilities", again=False)
-    # A token listed twice (once as the chosen one) must not count twice.
-    return list(dict(listed).items())
+        raise CallError("the server's log-probs have another shape than chat completions'", again=False) from error
+    # Rounding may lift a certain token a little above zero. A NaN compares false and is refused.
+    if not all(isinstance(token, str) and logprob <= 1e-3 for token, logprob in listed.items()):
+        raise CallError("the server's log-probs are no log-probabilities", again=False)
+    return list(listed.items())
 
 
 def _count(value: Any) -> int:

@@ -1,189 +1,214 @@
 """The backend of local models: Hugging Face transformers, batched, in this process.
 
-Mode pairwise_logprobs needs one forward pass a vote and reads the next-token distribution at the last position alone.
-Mode pairwise_verdict generates reasoning and parses the verdict. Prompts are sorted by length within a window and
-batched by tokens; they are padded on the left, so that the last position is the last token of every row.
+A `Choice` is one forward pass that reads the next-token distribution at the last position alone; a `Text` is generated.
+The calls of a cell are laid out together (`local.layout`), and what their prompts share, such as a constitution, is
+computed once where the model can (`local.prefix`). The layout depends on the cell's calls alone: of those already
+answered too, so that a run that goes on after a kill computes the same batches, and the same bits. Batches in which
+all is answered are skipped.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-)
 
-from judges.backends.base import Answer, Request, preference_from_logprobs
+from judges.backends.base import Call, Choice, Reply, Scores, Text, Want
+from judges.backends.local.generation import GumbelSampler, generate
+from judges.backends.local.layout import Group, apart, batches, groups, plain_batches, preamble
+from judges.backends.local.model import answer_tokens, context_length, device_of, load, special_tokens
+from judges.backends.local.prefix import Segment, SharedForward, left_padded
 from judges.judge import Judge
-from judges.parsing import parse_verdict
+from judges.modes import Kind
 from judges.prompts import WELL_KNOWN_SPECIALS
 from judges.settings import TransformersSettings
-from store.errors import RlaifError, UsageError
-from store.tables import Status
+from store.errors import RlaifError
 
-_WINDOW = 2048  # requests sorted by length together: bounds memory, and how many votes wait before the first is written
+__all__ = ["GumbelSampler", "TransformersBackend", "answer_tokens", "special_tokens"]
 
-P_FIRST = {"first": 1.0, "second": 0.0, "tie": 0.5}
+_CPU_TOKENS = 1024
+"""Most tokens in a pass on a CPU: activations that outgrow its caches cost more than larger batches save."""
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    request: Request
+class _Prompt:
+    call: Call
     ids: list[int]
 
 
 class TransformersBackend:
     """A causal language model as a judge. Raises UsageError where the model cannot be loaded or lacks the answers."""
 
+    wants: ClassVar[tuple[type[Want], ...]] = (Choice, Text)
+
     def __init__(self, judge: Judge) -> None:
         self._judge, self._settings = judge, judge.settings_as(TransformersSettings)
-        self._device = _device(self._settings.device)
-        self._tokenizer, self._model = _load(judge, self._settings, self._device)
+        self._device = device_of(self._settings.device)
+        self._tokenizer, self._model = load(judge, self._settings, self._device)
+        self._forward = SharedForward(self._model)
         self._specials = [*WELL_KNOWN_SPECIALS, *special_tokens(self._tokenizer)]
         self._limit = context_length(self._model)
-        self._accepted = inspect.signature(self._model.forward).parameters
-        if self._settings.mode == "pairwise_logprobs":
-            first, second = answer_tokens(self._tokenizer, self._settings.answers, judge.name)
-            self._first = torch.tensor(first, device=self._device)
-            self._second = torch.tensor(second, device=self._device)
+        self._answers: dict[tuple[str, ...], list[torch.Tensor]] = {}
+        want = judge.mode.want(self._settings, 1 if judge.mode.kind == Kind.SINGLE else 2)
+        if isinstance(want, Choice):
+            self._tokens_of(want.options)
 
-    def answer(self, requests: Iterable[Request]) -> Generator[Answer, None, None]:
-        stream = iter(requests)
-        while window := list(islice(stream, _WINDOW)):
-            yield from self._answer_window(window)
+    @property
+    def specials(self) -> Sequence[str]:
+        return self._specials
+
+    def answer(self, calls: Iterable[Call]) -> Generator[Reply, None, None]:
+        for _, cell in groupby(calls, key=lambda call: call.cell):
+            yield from self._answer_cell(list(cell))
 
     def close(self) -> None:
-        del self._model
+        del self._model, self._forward
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def prompt_of(self, request: Request) -> str:
+    def prompt_of(self, call: Call) -> str:
         """The text that the model reads, chat template included."""
-        pair = request.pair
-        text = self._judge.render(pair.prompt, request.first, request.second, pair.pair_id, self._specials)
         if not self._tokenizer.chat_template:
-            return text
+            return call.text
         chat = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
+            [{"role": "user", "content": call.text}],
             tokenize=False,
             add_generation_prompt=True,
             **self._settings.chat_template_args,
         )
         return str(chat)
 
-    def _answer_window(self, window: list[Request]) -> Iterator[Answer]:
-        room = self._settings.max_new_tokens if self._settings.mode == "pairwise_verdict" else 0
-        fitting: list[_Encoded] = []
-        too_long: list[Answer] = []
-        for request, ids in zip(window, self._encode([self.prompt_of(request) for request in window]), strict=True):
-            if self._limit is not None and len(ids) + room > self._limit:
-                too_long.append(Answer(request, Status.ERROR, error=_too_long(len(ids), room, self._limit)))
-            else:
-                fitting.append(_Encoded(request, ids))
-        # Longest first: a batch that does not fit into memory fails at once, not after an hour.
-        fitting.sort(key=lambda encoded: len(encoded.ids), reverse=True)
-        for batch in _batches(fitting, room, self._settings.batch_tokens):
-            yield from self._answer_batch(batch)
+    def _answer_cell(self, cell: list[Call]) -> Iterator[Reply]:
+        if all(call.answered for call in cell):
+            return
+        fitting: list[_Prompt] = []
+        too_long: list[Reply] = []
+        for call, ids in zip(cell, self._encode([self.prompt_of(call) for call in cell]), strict=True):
+            room = call.want.max_tokens if isinstance(call.want, Text) else 0
+            if self._limit is None or len(ids) + room <= self._limit:
+                fitting.append(_Prompt(call, ids))
+            elif not call.answered:
+                too_long.append(Reply(call, error=_too_long(len(ids), room, self._limit)))
+        for want, alike in _by_want(fitting):
+            yield from self._choices(want, alike) if isinstance(want, Choice) else self._texts(want, alike)
         # Last, although they were known first: the panel stops a judge by its rate of errors so far.
         yield from too_long
 
-    def _answer_batch(self, batch: list[_Encoded]) -> list[Answer]:
-        start = time.monotonic()
-        ids, mask = left_padded([encoded.ids for encoded in batch], self._tokenizer.pad_token_id or 0)
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        try:
-            with torch.inference_mode():
-                if self._settings.mode == "pairwise_logprobs":
-                    answers = self._preferences(batch, ids, mask)
-                else:
-                    answers = self._verdicts(batch, ids, mask)
-        except torch.cuda.OutOfMemoryError as error:
-            raise RlaifError(
-                f"Judge {self._judge.name} ran out of GPU memory with {ids.numel()} tokens in a batch: lower "
-                f"batch_tokens, now {self._settings.batch_tokens}."
-            ) from error
-        seconds = (time.monotonic() - start) / len(batch)
-        return [Answer(**{**vars(answer), "latency_s": seconds}) for answer in answers]
-
-    def _preferences(self, batch: list[_Encoded], ids: torch.Tensor, mask: torch.Tensor) -> list[Answer]:
-        # Logits of the last position only, where the architecture can: of all of them they would fill the memory.
-        optional = {"position_ids": position_ids(mask), "logits_to_keep": 1}
-        known = {name: value for name, value in optional.items() if name in self._accepted}
-        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **known).logits
-        logprobs = torch.log_softmax(logits[:, -1].float(), dim=-1)
-        first = torch.logsumexp(logprobs[:, self._first], dim=-1).tolist()
-        second = torch.logsumexp(logprobs[:, self._second], dim=-1).tolist()
-        answers = []
-        for encoded, one, two in zip(batch, first, second, strict=True):
-            if math.isnan(one) or math.isnan(two):
-                error = "the model's output is not a number: its weights or its dtype are at fault"
-                answers.append(Answer(encoded.request, Status.ERROR, tokens_in=len(encoded.ids), error=error))
+    def _choices(self, want: Choice, prompts: list[_Prompt]) -> Iterator[Reply]:
+        rows = [prompt.ids for prompt in prompts]
+        options = self._tokens_of(want.options)
+        most = (
+            min(self._settings.batch_tokens, _CPU_TOKENS) if self._device.type == "cpu" else self._settings.batch_tokens
+        )
+        head = self._preamble(rows)
+        start = head.mask.shape[1] if head else 0
+        made = groups(rows, start, most) if self._forward.shares else apart(rows)
+        for batch in batches(rows, made, start, most):
+            members = [prompts[number] for group in batch for number in group.members]
+            if all(prompt.call.answered for prompt in members):
                 continue
-            found = preference_from_logprobs(one, two, self._settings.min_mass)
-            answers.append(Answer(encoded.request, found.status, found.p_first, found.mass, tokens_in=len(encoded.ids)))
-        return answers
+            begun = time.monotonic()
+            with self._memory(most):
+                found = self._option_logprobs(rows, batch, head, options)
+            yield from _unanswered(
+                [_choice(prompt, tuple(row)) for prompt, row in zip(members, found, strict=True)], begun
+            )
 
-    def _verdicts(self, batch: list[_Encoded], ids: torch.Tensor, mask: torch.Tensor) -> list[Answer]:
-        answers: dict[int, Answer] = {}
+    @torch.inference_mode()
+    def _option_logprobs(
+        self, rows: list[list[int]], batch: list[Group], head: Segment | None, options: list[torch.Tensor]
+    ) -> list[list[float]]:
+        """For each member of the batch's groups the log-probability of each option."""
+        segments = [head] if head else []
+        start = head.mask.shape[1] if head else 0
+        if any(group.shared > start for group in batch):
+            shared = self._padded([rows[group.members[0]][start : group.shared] for group in batch])
+            of = [at for at, group in enumerate(batch) for _ in group.members]
+            segments.append(replace(self._forward.segment(*shared, segments), of=torch.tensor(of, device=self._device)))
+        own = self._padded([rows[member][group.shared :] for group in batch for member in group.members])
+        logprobs = torch.log_softmax(self._forward(*own, segments).float(), dim=-1)
+        found: list[list[float]] = torch.stack(
+            [torch.logsumexp(logprobs[:, tokens], dim=-1) for tokens in options], dim=-1
+        ).tolist()
+        return found
+
+    def _texts(self, want: Text, prompts: list[_Prompt]) -> Iterator[Reply]:
+        rows = [prompt.ids for prompt in prompts]
+        most = self._settings.batch_tokens
+        head = self._preamble(rows)
+        for batch in plain_batches([len(row) for row in rows], want.max_tokens, most):
+            members = [prompts[number] for number in batch]
+            if all(prompt.call.answered for prompt in members):
+                continue
+            begun = time.monotonic()
+            with self._memory(most):
+                replies = self._written(want, members, head)
+            yield from _unanswered(replies, begun)
+
+    @torch.inference_mode()
+    def _written(self, want: Text, batch: list[_Prompt], head: Segment | None) -> list[Reply]:
+        start = head.mask.shape[1] if head else 0
+        ids, mask = self._padded([prompt.ids[start:] for prompt in batch])
+        if head:
+            first = torch.tensor(batch[0].ids[:start], device=self._device).expand(len(batch), -1)
+            ids, mask = torch.cat([first, ids], -1), torch.cat([torch.ones_like(first), mask], -1)
+        replies: dict[int, Reply] = {}
         waiting = list(range(len(batch)))
+        temperature = self._settings.temperature
         # Greedy decoding repeats itself: another call can only help where tokens are drawn.
-        most = self._settings.parse_attempts if self._settings.temperature > 0 else 1
-        for attempt in range(1, most + 1):
-            rows = torch.tensor(waiting, device=ids.device)
-            seeds = [batch[row].request.sampling_seed + attempt - 1 for row in waiting]
-            texts = self._generate(ids[rows], mask[rows], seeds)
+        for attempt in range(1, (self._settings.parse_attempts if temperature > 0 else 1) + 1):
+            seeds = [batch[row].call.seed + attempt - 1 for row in waiting]
+            texts = generate(
+                self._model, self._tokenizer, ids[waiting], mask[waiting], head, want.max_tokens, temperature, seeds
+            )
             for row, (text, tokens) in zip(waiting, texts, strict=True):
-                verdict = parse_verdict(text, self._settings.answers)
-                before = answers[row].tokens_out if row in answers else 0
-                status = Status.PARSE_FAILURE if verdict is None else Status.SCORED
-                answers[row] = Answer(
-                    batch[row].request,
-                    Status.TIE if verdict and verdict.choice == "tie" else status,
-                    p_first=P_FIRST[verdict.choice] if verdict else None,
-                    raw=text,
-                    rationale=verdict.rationale if verdict else None,
+                before = replies[row].tokens_out if row in replies else 0
+                replies[row] = Reply(
+                    batch[row].call,
+                    text=text,
                     tokens_in=len(batch[row].ids) * attempt,
                     tokens_out=before + tokens,
                     attempts=attempt,
                 )
-            waiting = [row for row in waiting if answers[row].status == Status.PARSE_FAILURE]
+            waiting = [row for row in waiting if not want.readable(replies[row].text or "")]
             if not waiting:
                 break
-        return [answers[row] for row in range(len(batch))]
+        return [replies[row] for row in range(len(batch))]
 
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, seeds: list[int]) -> list[tuple[str, int]]:
-        """The new text of each row and its number of tokens, the stop token included."""
-        sampler = LogitsProcessorList()
-        if self._settings.temperature > 0:
-            sampler.append(GumbelSampler(self._settings.temperature, seeds))
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            logits_processor=sampler,
-            do_sample=False,
-            max_new_tokens=self._settings.max_new_tokens,
-        )
-        stops = _stops(self._model)
-        found = []
-        for row in output[:, ids.shape[1] :].tolist():
-            end = next((at for at, token in enumerate(row) if token in stops), None)
-            kept = row if end is None else row[:end]
-            text = self._tokenizer.decode(kept, skip_special_tokens=True)
-            found.append((str(text), len(kept) + (end is not None)))
-        return found
+    @torch.inference_mode()
+    def _preamble(self, rows: list[list[int]]) -> Segment | None:
+        """What all rows begin with; None where the model cannot share it, or that would save little."""
+        length = preamble(rows) if self._forward.shares else 0
+        if not length:
+            return None
+        with self._memory(length):
+            return self._forward.segment(*self._padded([rows[0][:length]]))
+
+    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = left_padded(rows, self._tokenizer.pad_token_id or 0)
+        return ids.to(self._device), mask.to(self._device)
+
+    @contextmanager
+    def _memory(self, tokens: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise RlaifError(
+                f"Judge {self._judge.name} ran out of GPU memory with up to {tokens} tokens in a batch: lower "
+                f"batch_tokens, now {self._settings.batch_tokens}."
+            ) from error
+
+    def _tokens_of(self, options: tuple[str, ...]) -> list[torch.Tensor]:
+        if options not in self._answers:
+            found = answer_tokens(self._tokenizer, options, self._judge.name)
+            self._answers[options] = [torch.tensor(ids, device=self._device) for ids in found]
+        return self._answers[options]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # A chat template writes the special tokens itself.
@@ -194,127 +219,30 @@ class TransformersBackend:
         return [ids[:-1] if add and len(ids) > 1 and ids[-1] == stop else ids for ids in encoded]
 
 
-class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
-    """Sampling at a temperature as the argmax of noisy logits (Gumbel-max), with a random stream for each row.
-
-    Drawn this way, a row's text depends on its own seed and not on the rows beside it in the batch.
-    """
-
-    def __init__(self, temperature: float, seeds: list[int]) -> None:
-        self._temperature = temperature
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=stream) for stream in self._streams])
-        noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-        return scores.float() / self._temperature + noise.to(scores.device)
+def _by_want(prompts: list[_Prompt]) -> list[tuple[Choice | Text, list[_Prompt]]]:
+    """Prompts that can be computed together: those that have the same options, or the same longest text."""
+    kinds: dict[object, tuple[Choice | Text, list[_Prompt]]] = {}
+    for prompt in prompts:
+        want = prompt.call.want
+        if isinstance(want, Scores):
+            raise TypeError("a language model gives no scores")
+        key = want.options if isinstance(want, Choice) else want.max_tokens
+        kinds.setdefault(key, (want, []))[1].append(prompt)
+    return list(kinds.values())
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (rows, longest). The mask comes from lengths: a pad id may be a real token."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for at, row in enumerate(rows):
-        ids[at, longest - len(row) :] = torch.tensor(row)
-        mask[at, longest - len(row) :] = 1
-    return ids, mask
+def _choice(prompt: _Prompt, logprobs: tuple[float, ...]) -> Reply:
+    if any(math.isnan(logprob) for logprob in logprobs):
+        error = "the model's output is not a number: its weights or its dtype are at fault"
+        return Reply(prompt.call, tokens_in=len(prompt.ids), error=error)
+    return Reply(prompt.call, logprobs=logprobs, tokens_in=len(prompt.ids))
 
 
-def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """Positions that start at 0 with the first real token of each row."""
-    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def answer_tokens(
-    tokenizer: PreTrainedTokenizerBase, answers: tuple[str, str], judge: str
-) -> tuple[list[int], list[int]]:
-    """The ids of all single tokens that spell each answer, with and without a leading space.
-
-    Raises UsageError where an answer is no single token, or one token spells both.
-    """
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    found = []
-    for answer in answers:
-        ids = {vocabulary[form] for form in (answer, f"\u2581{answer}", f"\u0120{answer}") if form in vocabulary}
-        for form in (answer, f" {answer}"):
-            pieces = tokenizer.encode(form, add_special_tokens=False)
-            ids |= {pieces[0]} if len(pieces) == 1 else set()
-        ids.discard(tokenizer.unk_token_id)
-        if not ids:
-            raise UsageError(
-                f"Judge {judge}: the answer {answer!r} is no single token of its model: choose other answers."
-            )
-        found.append(sorted(ids))
-    if set(found[0]) & set(found[1]):
-        raise UsageError(
-            f"Judge {judge}: its model has one token for {answers[0]!r} and {answers[1]!r}: choose other answers."
-        )
-    return found[0], found[1]
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens that text could spell, as the tokenizer writes them."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return sorted({str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens))
-
-
-def context_length(model: Any) -> int | None:
-    """The longest input in tokens that the model was built for; None where its config does not say."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
-
-
-def _batches(encoded: list[_Encoded], room: int, most: int) -> Iterator[list[_Encoded]]:
-    """Runs of `encoded`, sorted by falling length, of at most `most` tokens with padding, and at least one row."""
-    batch: list[_Encoded] = []
-    for one in encoded:
-        if batch and (len(batch[0].ids) + room) * (len(batch) + 1) > most:
-            yield batch
-            batch = []
-        batch.append(one)
-    if batch:
-        yield batch
+def _unanswered(replies: list[Reply], begun: float) -> list[Reply]:
+    seconds = (time.monotonic() - begun) / len(replies)
+    return [replace(reply, latency_s=seconds) for reply in replies if not reply.call.answered]
 
 
 def _too_long(tokens: int, room: int, limit: int) -> str:
     answer = f" and its answer up to {room}" if room else ""
     return f"the judge's prompt has {tokens} tokens{answer}, the model's context holds {limit}"
-
-
-def _stops(model: Any) -> set[int]:
-    stop = model.generation_config.eos_token_id
-    return set(stop) if isinstance(stop, list) else {stop} - {None}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device = {name!r} is not known: use auto, cpu, cuda, cuda:1 or mps.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device = {name!r}, but there is no CUDA GPU here: use auto or cpu.")
-    return device
-
-
-def _load(judge: Judge, settings: TransformersSettings, device: torch.device) -> tuple[PreTrainedTokenizerBase, Any]:
-    wanted = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(judge.model, revision=settings.revision)
-        # Weights from safetensors only, and no code from the model's repository.
-        model = AutoModelForCausalLM.from_pretrained(
-            judge.model, revision=settings.revision, dtype=getattr(torch, wanted), use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(
-            f"Judge {judge.name}: the model {judge.model} cannot be loaded ({first}): check model and revision."
-        ) from error
-    # A model may ship sampling defaults; only what the judge's settings say may reach generation.
-    own = model.generation_config
-    stop = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, bos_token_id=own.bos_token_id)
-    return tokenizer, model.to(device).eval()

@@ -78,7 +78,7 @@ def test_prompts_that_cannot_work_are_refused(judge_folder: Folder, prompt: str,
 
 def test_a_prompt_that_answers_itself_is_refused(judge_folder: Folder) -> None:
     own = PROMPT + "\nVERDICT: 1"
-    assert "verdict" in refused(judge_folder(prompt_text=own, mode="pairwise_verdict"))
+    assert "well-formed answer" in refused(judge_folder(prompt_text=own, mode="pairwise_verdict"))
     assert load_judge(judge_folder(prompt_text=PROMPT + "\nVERDICT: <1, 2 or tie>", mode="pairwise_verdict"))
 
 

@@ -13,13 +13,15 @@ import pyarrow as pa
 import pytest
 
 from judges.backends import base
-from judges.backends.base import Answer, Request
+from judges.backends.base import Call, Reply, Scores
 from judges.backends.program import ProgramBackend
 from judges.judge import Judge, load_judge
 from judges.metrics import account
+from judges.modes import Finding
 from judges.panel import Limits, Panel, judge_pairs, soft_preferences
+from judges.requests import ORDERS
 from judges.scoring import Item, score_responses
-from judges.votes import vote_id, vote_of
+from judges.votes import asks_about, vote_id, vote_of
 from store.errors import RlaifError, UsageError
 from store.tables import VOTES, Status, conform
 
@@ -31,6 +33,16 @@ PAIRS = [make_pair(number) for number in range(9)]
 def plain(votes: pa.Table) -> list[dict[str, Any]]:
     """The rows without what the clock says."""
     return votes.drop_columns(["latency_s"]).to_pylist()
+
+
+def rows_of(judge: Judge, finding: Finding, **reply: Any) -> dict[str, dict[str, Any]]:
+    """order -> the row of a vote that found this."""
+    rows = {}
+    for ask in asks_about(judge, [make_pair(1)]):
+        call = Call(ask.id, ask.subject, "", Scores())
+        rows[ask.what.order] = vote_of(judge, ask, Reply(call, **reply), finding)
+    assert tuple(rows) == ORDERS
+    return rows
 
 
 def test_every_judge_votes_on_every_pair_in_both_orders(tiny_judge: Judge, rubric_judge: Judge) -> None:
@@ -69,55 +81,47 @@ def test_a_program_sees_rollouts_not_slots(rubric_judge: Judge) -> None:
 
 
 def test_a_slot_judge_is_flipped_back(tiny_judge: Judge) -> None:
-    pair = make_pair(1)
-    first = {order: vote_of(tiny_judge, Answer(Request(pair, order), Status.SCORED, 0.9)) for order in base.ORDERS}
+    first = rows_of(tiny_judge, Finding(Status.SCORED, 0.9))
     assert (first["ab"]["winner"], first["ab"]["p_a"]) == ("a", 0.9)
     assert (first["ba"]["winner"], first["ba"]["p_a"]) == ("b", pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("status", [Status.ABSTAIN, Status.PARSE_FAILURE, Status.ERROR])
 def test_an_invalid_vote_stays_invalid_in_either_order(tiny_judge: Judge, status: Status) -> None:
-    for order in base.ORDERS:
-        row = vote_of(tiny_judge, Answer(Request(make_pair(1), order), status))
+    for row in rows_of(tiny_judge, Finding(status)).values():
         assert (row["status"], row["winner"], row["p_a"]) == (status, None, None)
 
 
 def test_cost_follows_the_price_list(judge_folder: Folder) -> None:
     judge = load_judge(judge_folder(price={"input": 2.0, "output": 10.0}))
-    row = vote_of(judge, Answer(Request(make_pair(1), "ab"), Status.SCORED, 0.9, tokens_in=1000, tokens_out=50))
-    assert row["cost"] == pytest.approx(0.0025)
+    for row in rows_of(judge, Finding(Status.SCORED, 0.9), tokens_in=1000, tokens_out=50).values():
+        assert row["cost"] == pytest.approx(0.0025)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tiny_judge: Judge, tmp_path: Path) -> None:
     whole = judge_pairs([tiny_judge], PAIRS, seed=0)
     journalled = judge_pairs([tiny_judge], PAIRS, seed=0, shards=tmp_path / "whole")
     assert plain(journalled) == plain(whole)
-    (journal,) = (tmp_path / "whole").iterdir()
+    (journal,) = (tmp_path / "whole").rglob("*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     # What a kill leaves: five votes, half of a sixth, and an error that is worth another try.
     failed = {**json.loads(lines[7]), "status": "error", "winner": None, "p_a": None, "error": "hiccup"}
-    part = tmp_path / "part" / journal.name
-    part.parent.mkdir()
+    part = tmp_path / "part" / tiny_judge.fingerprint / journal.name
+    part.parent.mkdir(parents=True)
     part.write_bytes(b"".join(lines[:5]) + json.dumps(failed).encode() + b"\n" + lines[6][:40])
     told: list[int] = []
     again = judge_pairs(
         [tiny_judge],
         PAIRS,
         seed=0,
-        shards=part.parent,
+        shards=tmp_path / "part",
         progress=lambda what, done, total, note="": told.append(done),
     )
     assert told == list(range(5, 19)), "only what was missing is asked"
-    assert again.num_rows == 18
-    for one, other in zip(plain(again), plain(whole), strict=True):
-        p_one, p_other = one.pop("p_a"), other.pop("p_a")
-        mass_one, mass_other = one.pop("mass"), other.pop("mass")
-        assert one == other
-        # Another batch, another padding: equal within rounding.
-        assert (p_one, mass_one) == (pytest.approx(p_other, abs=1e-5), pytest.approx(mass_other, abs=1e-5))
-    size = part.stat().st_size
-    assert plain(judge_pairs([tiny_judge], PAIRS, seed=0, shards=part.parent)) == plain(again)
-    assert part.stat().st_size == size, "a finished journal is only read"
+    assert plain(again) == plain(whole), "to the bit: the same batches were laid again"
+    size = sum(path.stat().st_size for path in part.parent.iterdir())
+    assert plain(judge_pairs([tiny_judge], PAIRS, seed=0, shards=tmp_path / "part")) == plain(again)
+    assert sum(path.stat().st_size for path in part.parent.iterdir()) == size, "a finished journal is only read"
 
 
 def test_a_journal_serves_other_pairs_too(rubric_judge: Judge, tmp_path: Path) -> None:
@@ -159,10 +163,10 @@ def test_parse_failures_have_a_limit_of_their_own(judge_folder: Folder) -> None:
 
 
 class LosesOne(ProgramBackend):
-    def answer(self, requests: Iterable[Request]) -> Generator[Answer, None, None]:
-        answers = super().answer(requests)
-        next(answers)
-        yield from answers
+    def answer(self, calls: Iterable[Call]) -> Generator[Reply, None, None]:
+        replies = super().answer(calls)
+        next(replies)
+        yield from replies
 
 
 def test_a_backend_that_loses_requests_is_found_out(rubric_judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
