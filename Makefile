@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKSPACE ?= demo-workspace
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
-.PHONY: demo test test-lowest lint models clean
+.PHONY: demo test test-lowest test-vllm lint models clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/rlaif run configs/demo.yaml --workspace $(WORKSPACE)
@@ -18,6 +18,16 @@ test-lowest: $(VENV)/bin/python
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
 		--editable . pytest hatchling
 	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+
+# The tests that need vLLM, with its build for the CPU: a set of its own, pinned whole, so that nothing is resolved.
+test-vllm: $(VENV)-vllm/.installed
+	$(VENV)-vllm/bin/python -m pytest -m vllm tests/judges/test_vllm.py
+
+$(VENV)-vllm/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
