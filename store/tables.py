@@ -128,13 +128,15 @@ VOTES = Table(
             "rationale": _text,
             "raw": _text,
             "error": _text,
+            "answered_by": _text,
         },
     ),
     key="vote_id",
 )
 """`order`: ab or ba, which rollout was shown first. `winner`: a, b or null, in terms of rollouts, not slots. `p_a`:
 probability in 0..1 that a is better. `mass`: probability the judge gave to well-formed answers at all. `cost`: in the
-currency of the judge's price list. `tokens_*`: 0 for judges that have none."""
+currency of the judge's price list. `tokens_*`: 0 for judges that have none. `answered_by`: name@fingerprint of the
+member whose answer this is, in votes of a cascade; null for every other judge."""
 
 RATINGS = Table(
     "ratings",
@@ -146,14 +148,27 @@ RATINGS = Table(
             "judge": _text,
             "fingerprint": _text,
             "status": _text,
+            "tokens_in": _int,
+            "tokens_out": _int,
             "cost": _real,
             "latency_s": _real,
+            "attempts": _int,
         },
-        {"thumb": _text, "overall": _real, "flaws": pa.map_(_text, _text), "raw": _text, "error": _text},
+        {
+            "score": _real,
+            "thumb": _text,
+            "overall": _real,
+            "flaws": pa.map_(_text, _text),
+            "mass": _real,
+            "rationale": _text,
+            "raw": _text,
+            "error": _text,
+        },
     ),
     key="rating_id",
 )
-"""`thumb`: up or down. `overall`: 1..10. `flaws`: question -> yes, no, unsure."""
+"""`score`: quality in 0..1, null unless the status is scored or tie. `thumb`: up or down, null at a tie. `overall`:
+1..10. `flaws`: question -> yes, no, unsure. `mass`, `cost`, `tokens_*`: as in votes."""
 
 SELECTION = Table(
     "selection",

@@ -69,8 +69,11 @@ def main() -> None:
         build_base(prompts, oracle_folder)
     if arguments.only in (None, "judges"):
         from judging import build_judges
+        from rating import RATER, build_rater
 
         build_judges(prompts, TINY, ROOT / "configs" / "judges", SEED, timed, save, arguments.judge)
+        if not arguments.judge or RATER in arguments.judge:
+            build_rater(prompts, TINY, ROOT / "configs" / "judges", SEED, timed, save)
     if arguments.only in (None, "flaws"):
         from flaws import describe_flaws
 

@@ -27,6 +27,10 @@ class Frame:
             prompt=neutralise(prompt), first=neutralise(first), second=neutralise(second), principles=[]
         )
 
+    def render_single(self, prompt: str, response: str) -> str:
+        """Of a judge that rates single responses."""
+        return self._template.render(prompt=neutralise(prompt), response=neutralise(response), principles=[])
+
 
 def example_frames() -> list[str]:
     """Empty frames of all judges, for the tokenizer to learn."""
