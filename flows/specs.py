@@ -46,7 +46,7 @@ def _model(value: str) -> Source:
 
 def _judge(value: str) -> Source:
     judge = load_judge(value)
-    return Source(str(judge.folder), judge.fingerprint)
+    return Source(str(judge.folder), judge.digest)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ STAGES = {
             ),
             "flows.stages.judge:run",
             heavy=True,
+            version=2,
         ),
         StageSpec(
             "audit",

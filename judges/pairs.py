@@ -1,4 +1,8 @@
-"""Pairs: two rollouts of one prompt, to be compared by judges and people."""
+"""Pairs: two rollouts of one prompt, to be compared by judges and people.
+
+Responses that are the same but for white space are never paired: they read the same, so that a preference between them
+would be a label made of noise. Near-duplicates are paired: how alike two answers are is for their label to say.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +42,41 @@ def pair_id(prompt_id: str, rollout_a: str, rollout_b: str) -> str:
     return short_id(prompt_id, rollout_a, rollout_b)
 
 
-def make_pairs(
-    rollouts: pa.Table,
-    prompts: pa.Table,
-    method: Literal["all", "random"] = "all",
-    per_prompt: int = 1,
-    seed: int = 0,
-) -> pa.Table:
-    """Pair the rollouts of each prompt: all pairs of different responses, or `per_prompt` of them drawn at random.
+@dataclass(frozen=True)
+class Contest:
+    """A prompt (a row of PROMPTS) with its rollouts (rows of ROLLOUTS, sorted by id)."""
 
-    `rollouts`: a ROLLOUTS table; `prompts`: a PROMPTS table that has their prompts. Returns a PAIRS table sorted by
-    prompt_id and pair_id. The result depends on the rows and the seed, not on the order of rows, and what is drawn for
-    one prompt does not depend on the others. A prompt whose responses are all identical gives no pair.
+    about: dict[str, Any]
+    rollouts: list[dict[str, Any]]
+
+    @property
+    def prompt_id(self) -> str:
+        return str(self.about["prompt_id"])
+
+    def different(self) -> list[tuple[int, int]]:
+        """The positions of all two rollouts that may be paired."""
+        texts = [" ".join(row["response"].split()) for row in self.rollouts]
+        return [(one, two) for one, two in combinations(range(len(texts)), 2) if texts[one] != texts[two]]
+
+    def pair(self, one: int, two: int, chance: random.Random) -> Pair:
+        """The pair of the rollouts at two positions, sides drawn."""
+        a, b = (self.rollouts[at] for at in ((one, two) if chance.random() < 0.5 else (two, one)))
+        return Pair(
+            pair_id(self.prompt_id, a["rollout_id"], b["rollout_id"]),
+            self.prompt_id,
+            a["prompt"],
+            a["rollout_id"],
+            b["rollout_id"],
+            a["response"],
+            b["response"],
+            self.about["group"],
+            self.about["split"],
+            self.about["reference"],
+        )
+
+
+def contests(rollouts: pa.Table, prompts: pa.Table) -> list[Contest]:
+    """One for each prompt that has rollouts, sorted by prompt_id; the order of rows does not matter.
 
     Raises UsageError for a rollout of a prompt that is not in `prompts`.
     """
@@ -62,38 +89,36 @@ def make_pairs(
                 f"the prompts that were sampled from."
             )
         of_prompt[row["prompt_id"]].append(row)
+    return [
+        Contest(about[prompt_id], sorted(of_prompt[prompt_id], key=lambda row: str(row["rollout_id"])))
+        for prompt_id in sorted(of_prompt)
+    ]
+
+
+def make_pairs(
+    rollouts: pa.Table,
+    prompts: pa.Table,
+    method: Literal["all", "random"] = "all",
+    per_prompt: int = 1,
+    seed: int = 0,
+) -> pa.Table:
+    """Pair the rollouts of each prompt: all pairs of different responses, or `per_prompt` of them drawn at random.
+
+    `rollouts`: a ROLLOUTS table; `prompts`: a PROMPTS table that has their prompts. Returns a PAIRS table sorted by
+    prompt_id and pair_id. The result depends on the rows and the seed, not on the order of rows, and what is drawn for
+    one prompt does not depend on the others. A prompt whose responses are all the same gives no pair. Pairs that are
+    chosen by the votes so far: see `judges.swiss`.
+
+    Raises UsageError for a rollout of a prompt that is not in `prompts`.
+    """
     pairs: list[Pair] = []
-    for prompt_id in sorted(of_prompt):
-        rows = sorted(of_prompt[prompt_id], key=lambda row: str(row["rollout_id"]))
-        chance = random.Random(short_id("pairs", seed, prompt_id))  # noqa: S311  a reproducible draw
-        pairs += _of_one_prompt(about[prompt_id], rows, method, per_prompt, chance)
-    return pairs_to_table(pairs)
-
-
-def _of_one_prompt(
-    about: dict[str, Any], rows: list[dict[str, Any]], method: str, per_prompt: int, chance: random.Random
-) -> list[Pair]:
-    different = [(one, two) for one, two in combinations(rows, 2) if one["response"] != two["response"]]
-    if method == "random" and len(different) > per_prompt:
-        different = chance.sample(different, per_prompt)
-    made = []
-    for one, two in different:
-        a, b = (one, two) if chance.random() < 0.5 else (two, one)
-        made.append(
-            Pair(
-                pair_id(about["prompt_id"], a["rollout_id"], b["rollout_id"]),
-                about["prompt_id"],
-                a["prompt"],
-                a["rollout_id"],
-                b["rollout_id"],
-                a["response"],
-                b["response"],
-                about["group"],
-                about["split"],
-                about["reference"],
-            )
-        )
-    return sorted(made, key=lambda pair: pair.pair_id)
+    for contest in contests(rollouts, prompts):
+        chance = random.Random(short_id("pairs", seed, contest.prompt_id))  # noqa: S311  a reproducible draw
+        chosen = contest.different()
+        if method == "random" and len(chosen) > per_prompt:
+            chosen = chance.sample(chosen, per_prompt)
+        pairs += [contest.pair(one, two, chance) for one, two in chosen]
+    return pairs_to_table(sorted(pairs, key=lambda pair: (pair.prompt_id, pair.pair_id)))
 
 
 def pairs_to_table(pairs: Iterable[Pair]) -> pa.Table:

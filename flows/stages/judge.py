@@ -1,63 +1,156 @@
 """Stage judge: rollouts become pairs, and every judge votes on every pair in both orders.
 
-Writes pairs.parquet and votes.parquet, and calibration_votes.parquet where pairs with gold winners are given.
+Writes pairs.parquet and votes.parquet; calibration_votes.parquet where pairs with gold winners are given; and
+member_votes.parquet, all votes of cascades' members on either, where a judge is a cascade. A pointwise judge rates
+every rollout once, and its votes follow from that: its ratings of the rollouts are in ratings.parquet, those of the
+calibration pairs' responses in calibration_ratings.parquet.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from judges.config import JudgeStageConfig, load_judge
-from judges.metrics import account, agreement, judge_accuracy, judge_report
+from judges.cascade import savings, total_cost
+from judges.config import Judge, JudgeStageConfig, load_judge
+from judges.metrics import (
+    account,
+    agreement,
+    judge_accuracy,
+    judge_report,
+    origins_of,
+    own_names,
+    self_preference,
+)
 from judges.pairs import Pair, make_pairs, pairs_from_table
-from judges.panel import Limits, judge_pairs
+from judges.panel import Judged, Limits, Panel, together
+from judges.quality import fit_flaw_weights
+from judges.ratings import Rollout, is_pointwise, rate_rollouts, rating_id, rating_report, rollouts_in, rollouts_of
+from judges.swiss import play
 from store.errors import UsageError
 from store.stage import Job, Metrics
-from store.tables import GOLD, PAIRS, PROMPTS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
 
 
 def run(job: Job[JudgeStageConfig]) -> Metrics:
-    """See the module. metrics: `pairs`, `votes` (accounting), `per_judge`, `judge_accuracy`, `agreement`, `cost`.
+    """See the module. metrics: `pairs`, `votes` (accounting), `per_judge`, `self_preference`, `judge_accuracy`,
+    `agreement`, `cost` (of all votes and ratings, those on calibration pairs too, each call once); with pointwise
+    judges `ratings` (accounting) and `ratings_per_judge`; with calibration pairs too, `flaw_weights` that fit them, for
+    judges of flaws.
 
     Raises UsageError for input that does not fit, RlaifError where a judge passes its limits.
     """
-    config = job.config
     judges = [load_judge(value) for value in job.values("judge")]
     rollouts = read_table(job.path("rollouts"), ROLLOUTS)
     prompts = read_table(job.path("prompts"), PROMPTS)
-    pairs = make_pairs(rollouts, prompts, config.pairs, config.pairs_per_prompt, job.seed)
+    gold = read_table(job.path("calibration"), GOLD) if job.given("calibration") else None
+    pairs, judged = _judged(job, judges, rollouts, prompts, gold)
+    votes, member_votes = judged.votes, judged.member_votes
+    tags = {"rlaif.judges": json.dumps({judge.name: judge.fingerprint for judge in judges})}
+    own = _on(votes, pairs)
+    write_table(job.out / "pairs.parquet", PAIRS, pairs)
+    write_table(job.out / "votes.parquet", VOTES, own, tags)
+    if any(judge.members for judge in judges):
+        write_table(job.out / "member_votes.parquet", VOTES, member_votes)
+    ratings = _ratings(job, judges, judged.ratings, rollouts_of(rollouts, prompts), gold, tags)
+    return {
+        "pairs": pairs.num_rows,
+        "prompts_without_pairs": len(pc.unique(rollouts["prompt_id"])) - len(pc.unique(pairs["prompt_id"])),
+        "votes": account(own),
+        "per_judge": judge_report(own, pairs, savings(judges, own, member_votes, judged.ratings)),
+        "self_preference": self_preference(
+            own, {one.fingerprint: own_names(one) for one in judges}, origins_of(rollouts)
+        ),
+        "agreement": agreement(own),
+        "cost": total_cost(votes, member_votes, judged.ratings),
+        **ratings,
+        **_calibration(job, votes, gold, tags),
+    }
+
+
+def _judged(
+    job: Job[JudgeStageConfig],
+    judges: Sequence[Judge],
+    rollouts: pa.Table,
+    prompts: pa.Table,
+    gold: pa.Table | None,
+) -> tuple[pa.Table, Judged]:
+    """PAIRS of the rollouts, and the votes on them and on the gold pairs."""
+    config = job.config
+    how: dict[str, Any] = {
+        "seed": job.seed,
+        "limits": Limits(config.max_error_rate, config.max_parse_failure_rate, config.rate_after),
+        "shards": job.out / ".shards",
+    }
+    known = pairs_from_table(gold) if gold is not None else []
+
+    def rated() -> pa.Table:
+        return rate_rollouts(
+            judges, [*rollouts_in(known), *rollouts_of(rollouts, prompts)], progress=job.progress, **how
+        )
+
+    if config.pairs != "swiss":
+        pairs = _some(job, make_pairs(rollouts, prompts, config.pairs, config.pairs_per_prompt, job.seed))
+        panel = Panel(judges, keep_loaded=False, ratings=rated(), **how)
+        # Gold first, and all in one go: judges are loaded once, one after the other, and one that does not work shows
+        # on the known pairs.
+        return pairs, panel.ask(_joined(known, pairs_from_table(pairs)), job.progress)
+    panel = Panel(judges, keep_loaded=True, ratings=rated(), **how)
+    parts: list[Judged] = []
+
+    def ask(some: list[Pair]) -> pa.Table:
+        parts.append(panel.ask(_joined(known, some)[len(known) :], job.progress))
+        return together(parts).votes
+
+    with panel:
+        parts.append(panel.ask(known, job.progress))
+        rounds, number = job.out / ".rounds", config.pairs_per_prompt
+        pairs = _some(job, play(rollouts, prompts, ask, per_prompt=number, seed=job.seed, folder=rounds))
+    return pairs, together(parts)
+
+
+def _ratings(
+    job: Job[JudgeStageConfig],
+    judges: Sequence[Judge],
+    ratings: pa.Table,
+    rollouts: Sequence[Rollout],
+    gold: pa.Table | None,
+    tags: dict[str, str],
+) -> Metrics:
+    """Write what pointwise judges said, where there are any."""
+    pointwise = [one for judge in judges for one in judge.asked if is_pointwise(one)]
+    if not pointwise:
+        return {}
+    own = _of(ratings, pointwise, rollouts)
+    write_table(job.out / "ratings.parquet", RATINGS, own, tags)
+    metrics: Metrics = {"ratings": account(own), "ratings_per_judge": rating_report(own)}
+    if gold is None:
+        return metrics
+    known = _of(ratings, pointwise, list(rollouts_in(pairs_from_table(gold))))
+    write_table(job.out / "calibration_ratings.parquet", RATINGS, known, tags)
+    metrics["calibration_ratings"] = account(known)
+    if asked := [judge for judge in pointwise if judge.settings.mode == "flaws"]:
+        metrics["flaw_weights"] = {judge.name: asdict(fit_flaw_weights(judge, known, gold)) for judge in asked}
+    return metrics
+
+
+def _of(ratings: pa.Table, judges: Sequence[Judge], rollouts: Sequence[Rollout]) -> pa.Table:
+    ids = {rating_id(rollout, judge.fingerprint) for judge in judges for rollout in rollouts}
+    return ratings.filter(pc.is_in(ratings["rating_id"], pa.array(sorted(ids), pa.string())))
+
+
+def _some(job: Job[JudgeStageConfig], pairs: pa.Table) -> pa.Table:
     if pairs.num_rows == 0:
         raise UsageError(
             f"The rollouts {job.path('rollouts')} have no prompt with two different responses, so nothing to compare: "
             f"sample at least two a prompt, at a higher temperature."
         )
-    write_table(job.out / "pairs.parquet", PAIRS, pairs)
-    gold = read_table(job.path("calibration"), GOLD) if job.given("calibration") else None
-    # Gold first, and all in one go: judges are loaded once, and a judge that does not work shows on the known pairs.
-    known = pairs_from_table(gold) if gold is not None else []
-    votes = judge_pairs(
-        judges,
-        _joined(known, pairs_from_table(pairs)),
-        seed=job.seed,
-        progress=job.progress,
-        shards=job.out / ".shards",
-        limits=Limits(config.max_error_rate, config.max_parse_failure_rate, config.rate_after),
-    )
-    tags = {"rlaif.judges": json.dumps({judge.name: judge.fingerprint for judge in judges})}
-    own = _on(votes, pairs)
-    write_table(job.out / "votes.parquet", VOTES, own, tags)
-    return {
-        "pairs": pairs.num_rows,
-        "prompts_without_pairs": len(pc.unique(rollouts["prompt_id"])) - len(pc.unique(pairs["prompt_id"])),
-        "votes": account(own),
-        "per_judge": judge_report(own, pairs),
-        "agreement": agreement(own),
-        "cost": float(pc.sum(votes["cost"]).as_py() or 0.0),
-        **_calibration(job, votes, gold, tags),
-    }
+    return pairs
 
 
 def _calibration(job: Job[JudgeStageConfig], votes: pa.Table, gold: pa.Table | None, tags: dict[str, str]) -> Metrics:

@@ -46,6 +46,15 @@ def test_all_pairs_of_different_responses() -> None:
     assert len({pair.pair_id for pair in pairs}) == len(pairs)
 
 
+def test_responses_that_differ_in_white_space_alone_are_the_same() -> None:
+    rollouts, prompts = tables([["u v", " u\n v\t", "u\u00a0v ", "uv"], ["", " \n"]])
+    pairs = pairs_from_table(make_pairs(rollouts, prompts, "all"))
+    assert {frozenset((pair.rollout_a, pair.rollout_b)) for pair in pairs} == {
+        frozenset((f"r0.{sample}", "r0.3")) for sample in range(3)
+    }
+    assert {text for pair in pairs for text in (pair.response_a, pair.response_b)} >= {" u\n v\t"}, "shown as it is"
+
+
 def test_a_random_subset_without_repetition() -> None:
     rollouts, prompts = tables([[f"{i} {j}" for j in range(6)] for i in range(20)])
     pairs = pairs_from_table(make_pairs(rollouts, prompts, "random", per_prompt=4, seed=1))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from flows.specs import STAGES
 from judges.config import JudgeStageConfig, load_judge
 from store.errors import RlaifError, UsageError
 from store.stage import Job, Source, run_stage
-from store.tables import GOLD, PAIRS, PROMPTS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
 
+from ..judges.answering import Answer, Answering
 from ..judges.conftest import Folder, judge_folder, make_pair, rubric_judge, tiny_judge, tiny_model
 
 __all__ = ["judge_folder", "rubric_judge", "tiny_judge", "tiny_model"]
@@ -133,3 +137,102 @@ def test_one_id_for_two_pairs_is_refused(inputs: Inputs, tmp_path: Path) -> None
 def test_the_job_is_enough(inputs: Inputs, tmp_path: Path) -> None:
     job = Job("judge", inputs, JudgeStageConfig(), 3, tmp_path)
     assert STAGES["judge"].load()(job)["pairs"] == 15
+
+
+FLAWS = "{{ prompt }} <answer>{{ response }}</answer> {% for question in questions %}{{ question.name }}? {% endfor %}"
+RATING = "{{ prompt }} <answer>{{ response }}</answer> 0 to 9?"
+LIST = "{{ prompt }} {% for response in responses %}<answer>{{ response }}</answer>{% endfor %} RANKING: <...>"
+
+
+def short_is_good(text: str) -> Answer:
+    """All three kinds of judge, by the number of words; nothing is ranked where two responses are the same."""
+    words = [len(response.split()) for response in re.findall(r"<answer>(.*?)</answer>", text)]
+    if "RANKING" in text:
+        return "RANKING: " + " > ".join(str(slot + 1) for slot in sorted(range(len(words)), key=lambda at: words[at]))
+    if "0 to 9" in text:
+        return {str(max(0, 9 - words[0] // 3)): 0.6, str(max(0, 8 - words[0] // 3)): 0.4}
+    return f"long: {'yes' if words[0] > 4 else 'no'}\nempty: no"
+
+
+@pytest.fixture
+def served(inputs: Inputs, judge_folder: Folder) -> Iterator[tuple[Inputs, Answering]]:
+    """The stage's inputs with a judge of every kind: a rating, flaws, a ranking, a rubric."""
+    questions = [{"name": "long", "question": "Long?"}, {"name": "empty", "question": "Empty?", "weight": 3}]
+    with Answering(short_is_good) as server:
+        about: dict[str, Any] = {"backend": "openai", "model": "m", "base_url": server.url}
+        about |= {"price": {"input": 2.0, "output": 5.0}}
+        folders = [
+            judge_folder("rating", RATING, mode="rating", answers=list("0123456789"), **about),
+            judge_folder("flaws", FLAWS, mode="flaws", questions=questions, **about),
+            judge_folder("list", LIST, mode="listwise", **about),
+        ]
+        judges = [Source(str(folder), load_judge(folder).digest) for folder in folders]
+        yield {**inputs, "judge": [*judges, inputs["judge"][1]]}, server
+
+
+@pytest.mark.parametrize("pairs", ["all", "random", "swiss"])
+def test_judges_of_every_kind(served: tuple[Inputs, Answering], tmp_path: Path, pairs: str) -> None:
+    inputs, server = served
+    outcome = judged(inputs, tmp_path / "out", pairs=pairs, pairs_per_prompt=2)
+    metrics = outcome.manifest.metrics
+    votes = read_table(outcome.folder / "votes.parquet", VOTES)
+    calibration = read_table(outcome.folder / "calibration_votes.parquet", VOTES)
+    ratings = read_table(outcome.folder / "ratings.parquet", RATINGS)
+    known = read_table(outcome.folder / "calibration_ratings.parquet", RATINGS)
+    per_judge = dict.fromkeys(("rating", "flaws", "list", "rules"), 2 * metrics["pairs"])
+    assert Counter(votes["judge"].to_pylist()) == per_judge
+    # Every rollout once by each pointwise judge: those of the prompt without pairs too.
+    rollouts = read_table(Path(inputs["rollouts"][0].value), ROLLOUTS)["rollout_id"].to_pylist()
+    assert sorted(ratings["rollout_id"].to_pylist()) == sorted(2 * rollouts)
+    assert metrics["ratings"]["attempted"] == metrics["ratings"]["scored"] == 2 * 18
+    assert metrics["calibration_ratings"]["attempted"] == known.num_rows == 2 * 8
+    assert set(metrics["ratings_per_judge"]) == {"rating", "flaws"}
+    # The totals add up: what the server counted, what the tables say, and what the metrics say.
+    tables = [votes, calibration, ratings, known]
+    tokens_in = sum(len(text.split()) for text in server.shown)
+    assert sum(sum(table["tokens_in"].to_pylist()) for table in tables) == tokens_in
+    assert sum(sum(table["tokens_out"].to_pylist()) for table in tables) == 2 * len(server.shown)
+    cost = (2 * tokens_in + 5 * 2 * len(server.shown)) / 1e6
+    assert metrics["cost"] == pytest.approx(cost)
+    reported = [*metrics["per_judge"].values(), *metrics["ratings_per_judge"].values()]
+    elsewhere = sum(sum(table["cost"].to_pylist()) for table in (calibration, known))
+    assert sum(figures["cost"] for figures in reported) + elsewhere == pytest.approx(cost)
+    # Gold says that the shorter one wins.
+    assert {name: figures["accuracy"] for name, figures in metrics["judge_accuracy"].items()} == dict.fromkeys(
+        per_judge, 1.0
+    )
+    weights = metrics["flaw_weights"]["flaws"]
+    assert weights["gold_pairs"] == 4
+    assert weights["weights"]["long"] > 0
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_new_weights_are_another_stage(served: tuple[Inputs, Answering], judge_folder: Folder) -> None:
+    inputs, _ = served
+    judge = STAGES["judge"].inputs[2].source(inputs["judge"][1].value)
+    settings = Path(judge.value) / "judge.yaml"
+    settings.write_text(settings.read_text().replace("weight: 3", "weight: 1"))
+    again = STAGES["judge"].inputs[2].source(judge.value)
+    assert again.identity != judge.identity, "the finished stage has votes by other weights"
+    assert load_judge(judge.value).fingerprint == load_judge(again.value).fingerprint
+
+
+def test_a_killed_stage_rates_nothing_twice(served: tuple[Inputs, Answering], tmp_path: Path) -> None:
+    inputs, server = served
+    whole = judged(inputs, tmp_path / "whole")
+    needed = len(server.shown)
+
+    def killed(what: str, done: int, total: int, note: str = "") -> None:
+        if what == "judge flaws" and done == 9:
+            raise KeyboardInterrupt
+
+    stage = STAGES["judge"].load()
+    about: dict[str, Any] = {"inputs": inputs, "config": JudgeStageConfig(), "seed": 3, "out": tmp_path / "out"}
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("judge", stage, **about, progress=killed)
+    outcome = run_stage("judge", stage, **about)
+    # Those in flight when it was killed may have been paid for without an answer.
+    assert needed <= len(server.shown) - needed <= needed + 32
+    for name, table in (("votes", VOTES), ("ratings", RATINGS)):
+        one, other = (read_table(one.folder / f"{name}.parquet", table) for one in (whole, outcome))
+        assert one.drop_columns(["latency_s"]).equals(other.drop_columns(["latency_s"]))
