@@ -7,6 +7,7 @@ import sys
 import click
 
 from flows.cli.doctor import doctor
+from flows.cli.judges import judges
 from flows.cli.run import report, run, status
 from flows.cli.stage import stage
 from store.errors import RlaifError, UsageError
@@ -22,7 +23,7 @@ def rlaif() -> None:
     """
 
 
-for command in (run, status, report, stage, doctor):
+for command in (run, status, report, stage, judges, doctor):
     rlaif.add_command(command)
 
 

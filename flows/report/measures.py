@@ -36,13 +36,13 @@ def training_votes(round_: Round) -> dict[str, VoteCount]:
     """Counted in the table of votes; only where that is not there, what the judge stage reported."""
     if round_.votes is not None:
         return count_votes(round_.votes)
-    found = {name: vote_count(item) for name, item in _per_judge(round_).items()}
+    found = {name: vote_count(item) for name, item in per_judge(round_).items()}
     return {name: item for name, item in found.items() if item is not None}
 
 
 def judges(round_: Round) -> list[Judge]:
     """The training judges by name, with what the judge stage measured on them."""
-    measured, accuracy = _per_judge(round_), estimates(round_.metrics("judge").get("judge_accuracy"))
+    measured, accuracy = per_judge(round_), estimates(round_.metrics("judge").get("judge_accuracy"))
     prints = (
         {name: own["fingerprint"][0].as_py() for name, own in split_by_judge(round_.votes).items()}
         if round_.votes is not None
@@ -66,7 +66,8 @@ def judges(round_: Round) -> list[Judge]:
     return found
 
 
-def _per_judge(round_: Round) -> dict[str, Mapping[str, Any]]:
+def per_judge(round_: Round) -> dict[str, Mapping[str, Any]]:
+    """What the judge stage reported on each judge, by name."""
     reported = round_.metrics("judge").get("per_judge")
     if not isinstance(reported, Mapping):
         return {}

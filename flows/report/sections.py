@@ -17,6 +17,7 @@ import pandas as pd
 
 from audit.verdicts import Verdict, in_force
 from flows.report import plots, text
+from flows.report.biases import biases
 from flows.report.data import STATUSES, Estimate, Evaluation, Judge, Round, estimate, estimates, integer, real
 from flows.report.headline import confidence
 from flows.report.measures import (
@@ -269,6 +270,7 @@ def judges(round_: Round, panel: list[Judge]) -> dict[str, Any] | None:
         "accuracy": dict(rows),
         "plot": plots.dots("judges", "Accuracy on the calibration set", rows, 0.5, "chance") if rows else None,
         "agreement": agreement(round_),
+        "biases": biases(round_),
     }
 
 

@@ -64,7 +64,7 @@ def run(job: Job[JudgeStageConfig]) -> Metrics:
         "votes": account(own),
         "per_judge": judge_report(own, pairs, savings(judges, own, member_votes, judged.ratings)),
         "self_preference": self_preference(
-            own, {one.fingerprint: own_names(one) for one in judges}, origins_of(rollouts)
+            own, pairs, {one.fingerprint: own_names(one) for one in judges}, origins_of(rollouts)
         ),
         "agreement": agreement(own),
         "cost": total_cost(votes, member_votes, judged.ratings),

@@ -197,6 +197,23 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {"attempted": len(rows), **{name: sum(row["status"] == name for row in rows) for name in names}}
 
 
+def _biases(flips: float) -> dict[str, Any]:
+    return {
+        "pairs_in_both_orders": 132,
+        "order_flip_rate": flips,
+        "order_flip_low": max(0.0, flips - 0.06),
+        "order_flip_high": flips + 0.07,
+        "first_slot_rate": 0.5 + flips / 3,
+        "first_slot_low": 0.46 + flips / 3,
+        "first_slot_high": 0.54 + flips / 3,
+        "length_slope": flips - 0.1,
+        "length_slope_low": flips - 0.15,
+        "length_slope_high": flips - 0.05,
+        "tie_rate": 0.05,
+        "abstain_rate": 0.03,
+    }
+
+
 def _judge(folder: Path, rng: np.random.Generator, prompts: int) -> None:
     votes = _votes(rng, prompts, "pair")
     _table(folder / "judge" / "votes.parquet", VOTES, votes)
@@ -208,8 +225,8 @@ def _judge(folder: Path, rng: np.random.Generator, prompts: int) -> None:
         "per_judge": {
             judge: {
                 **_counts([row for row in votes if row["judge"] == judge]),
-                "order_flip_rate": flips[judge],
-                "first_slot_rate": 0.5 + flips[judge] / 3,
+                **_biases(flips[judge]),
+                "by_group": {group: _biases(flips[judge] * (1 + index / 4)) for index, group in enumerate(GROUPS)},
                 "cost": 0.6,
                 "tokens_in": 63_360,
                 "tokens_out": 3_456,
@@ -221,7 +238,18 @@ def _judge(folder: Path, rng: np.random.Generator, prompts: int) -> None:
             {"judges": ["length-shy", "tiny-lm"], "agreement": 0.47, "pairs": 141},
             {"judges": ["rubric", "tiny-lm"], "agreement": 0.81, "pairs": 138},
         ],
-        "judge_accuracy": {judge: _around(skill, 0.06, 120, "accuracy") for judge, skill in JUDGES.items()},
+        "judge_accuracy": {
+            judge: {**_around(skill, 0.06, 120, "accuracy"), "length": {"controlled_accuracy": skill - 0.02}}
+            for judge, skill in JUDGES.items()
+        },
+        "self_preference": {
+            "rubric": {"beyond_gold": None, "beyond_others": None, "reason": "the judge has no family and no model"},
+            "tiny-lm": {
+                "beyond_gold": None,
+                "beyond_others": {"mean": 0.08, "low": 0.02, "high": 0.14, "n": 60, "clusters": 20},
+                "reason": None,
+            },
+        },
     }
     finish(folder, "judge", metrics)
 

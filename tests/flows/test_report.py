@@ -339,3 +339,28 @@ def test_text() -> None:
     assert number(-0.001) == "0.00"
     assert shorten("a\n" * 40, 10) == "a a a a a…"
     assert visible("héllo, 日本語, עברית") == "héllo, 日本語, עברית"
+
+
+def test_biases_have_their_intervals_and_reasons(html: str) -> None:
+    text = Page(html).text
+    for words in (
+        "Biases of each judge",
+        "31.0% 25.0% to 38.0%".replace(" ", ""),
+        "+8.0% beyond the other judges, +2.0% to +14.0%".replace(" ", ""),
+        "Not measured: the judge has no family and no model.",
+        "Biases by group",
+    ):
+        assert words.replace(" ", "") in text.replace(" ", "")
+
+
+def test_rounds_of_before_have_no_biases_but_a_page(folder: Path) -> None:
+    path = folder / "judge" / MANIFEST
+    manifest = json.loads(path.read_text())
+    for figures in manifest["metrics"]["per_judge"].values():
+        for name in [name for name in figures if name.startswith(("order_flip", "first_slot", "length", "by_group"))]:
+            del figures[name]
+    del manifest["metrics"]["self_preference"]
+    write_json(path, manifest)
+    page = report(folder)
+    assert "Biases of each judge" not in page.text
+    assert "Each judge" in page.text
