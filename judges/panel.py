@@ -169,6 +169,8 @@ class Panel:
         if missing := [pair for pair in pairs if pair.pair_id not in there]:
             known = pa.concat_tables([known, self._collect(judge, missing, rated, progress)])
         asked[judge.digest] = known
+        if not there:
+            return known  # of large tables each copy counts
         return known.filter(pc.is_in(known["pair_id"], pa.array([pair.pair_id for pair in pairs], pa.string())))
 
     def _collect(self, judge: Judge, pairs: Sequence[Pair], rated: dict[str, pa.Table], progress: Progress) -> pa.Table:
@@ -226,5 +228,5 @@ def _refuse_doubles(judges: Sequence[Judge], pairs: Sequence[Pair]) -> None:
 
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:
-    joined = pa.concat_tables([VOTES.schema.empty_table(), *tables]).combine_chunks()
-    return joined.sort_by([("pair_id", "ascending"), ("judge", "ascending"), ("order", "ascending")])
+    joined = pa.concat_tables([VOTES.schema.empty_table(), *tables])
+    return joined.sort_by([("pair_id", "ascending"), ("judge", "ascending"), ("order", "ascending")]).combine_chunks()

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from judges.aggregation.stacked import RIDGE, fit_weights
+from judges.aggregation.nonnegative import RIDGE, fit_weights
 from judges.judge import Judge
 from judges.reports import Figures
 from judges.reports.proportions import proportion

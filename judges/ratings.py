@@ -27,7 +27,6 @@ from judges.judge import Judge
 from judges.modes import Finding, Kind
 from judges.modes.program import logistic
 from judges.pairs import Pair
-from judges.quality import quality
 from judges.reports import Figures
 from judges.reports.accounting import account, mean, spending, split_by_judge
 from judges.reports.proportions import share
@@ -151,6 +150,9 @@ def scored(judge: Judge, ratings: pa.Table) -> pa.Table:
     settings = judge.settings
     if not isinstance(settings, LanguageModelSettings) or settings.mode != "flaws":
         return ratings
+    # Here and not above: what fits weights takes half a second and 60 MB to import, and most judges have none.
+    from judges.quality import quality
+
     scores = [
         quality(dict(flaws), settings.questions) if status == Status.SCORED else None
         for flaws, status in zip(ratings["flaws"].to_pylist(), ratings["status"].to_pylist(), strict=True)

@@ -19,7 +19,7 @@ from judges.settings import OpenAISettings
 from store.errors import RlaifError
 from store.resources import CONFIGS, DATASETS
 
-CORE = ("torch", "transformers", "accelerate", "peft", "prefect", "pandas", "pyarrow", "pydantic", "openai")
+CORE = ("torch", "transformers", "accelerate", "peft", "prefect", "pandas", "pyarrow", "pydantic", "aiohttp")
 EXTRAS = {"vllm": ("vllm", "serving judges with vLLM on this machine")}
 """Extra -> the module that tells whether it is installed, and what it is for."""
 

@@ -28,6 +28,10 @@ from judges.prompts import WELL_KNOWN_SPECIALS
 from judges.settings import OpenAISettings
 from store.errors import RlaifError, TransientError
 
+_RAMP_S = 0.25
+"""Time over which the first calls are spread. Sent at once they come back at once, round after round, and wait for each
+other here and in the server."""
+
 _FEED = 32  # calls handed to the loop at a time: the first is under way while the next are being rendered
 T = TypeVar("T")
 
@@ -110,9 +114,10 @@ class OpenAIBackend:
     async def _work(self, jobs: asyncio.Queue[_Job], out: Out) -> None:
         breaker = Breaker(self._settings.outage_after, self._settings.outage_patience_s)
 
-        async def worker(leads: bool) -> None:
-            if not leads:
+        async def worker(number: int) -> None:
+            if number:
                 await self._server.reached.wait()
+                await asyncio.sleep(_RAMP_S * number / self._settings.concurrency)
             while True:
                 job = await jobs.get()
                 reply = await self._advance(job, breaker)
@@ -124,7 +129,7 @@ class OpenAIBackend:
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(self._settings.concurrency):
-                    group.create_task(worker(number == 0))
+                    group.create_task(worker(number))
         except BaseExceptionGroup as failures:
             # Several calls in flight may have met the same refusal; one of them says it.
             first = failures.exceptions[0]

@@ -216,6 +216,6 @@ def test_scores_of_responses(tiny_judge: Judge, rubric_judge: Judge) -> None:
 def test_the_panel_loads_no_backend_before_it_is_needed() -> None:
     code = (
         "import sys, judges.panel, judges.scoring, judges.config, flows.stages.judge, flows.stages.aggregate;"
-        "print(sorted({'torch', 'transformers', 'openai', 'prefect'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'aiohttp', 'prefect'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

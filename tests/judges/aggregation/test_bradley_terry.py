@@ -103,6 +103,30 @@ def test_hard_and_unconnected_preferences_stay_finite_and_are_counted() -> None:
     assert list(rows) == sorted(rows)
 
 
+def test_the_prior_is_named_where_it_decides() -> None:
+    one = rate_rollouts(*comparisons(("x", "r1", "r2", 1.0), ("y", "s1", "s2", 0.7)))
+    assert one.warning is not None
+    assert one.warning.startswith("1 prompt has")
+    assert rate_rollouts(*comparisons(("y", "s1", "s2", 0.7))).warning is None
+
+
+@pytest.mark.parametrize("prior_sd", [FLAT, 1.5])
+def test_choix_finds_the_same(prior_sd: float) -> None:
+    """Hard comparisons of five responses; choix penalises with alpha |r|^2, ours with |r|^2 / (2 sd^2)."""
+    choix = pytest.importorskip("choix", reason="choix is not installed")
+    chance = np.random.default_rng(11)
+    true = chance.normal(size=5)
+    first, second = (np.array(part) for part in zip(*[(i, j) for i in range(5) for j in range(i)] * 12, strict=True))
+    won = chance.random(len(first)) < 1 / (1 + np.exp(-(true[first] - true[second])))
+    data = [(int(i), int(j)) if w else (int(j), int(i)) for i, j, w in zip(first, second, won, strict=True)]
+    theirs = choix.opt_pairwise(5, data, alpha=prior_sd**-2 / 2, method="Newton-CG", tol=1e-12)
+    rating, _ = fit(first, second, won.astype(float), np.zeros(5, dtype=np.int64), prior_sd)
+    assert rating == pytest.approx(theirs - theirs.mean(), abs=1e-6)
+    if prior_sd == FLAT:
+        spectral = choix.ilsr_pairwise(5, data, tol=1e-12)
+        assert rating == pytest.approx(spectral - spectral.mean(), abs=1e-6)
+
+
 def test_a_prompt_is_rated_by_itself() -> None:
     alone = rate_rollouts(*comparisons(("x", "r1", "r2", 0.8), ("x", "r2", "r3", 0.6))).table
     beside = rate_rollouts(
