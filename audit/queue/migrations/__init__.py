@@ -1,0 +1,1 @@
+"""Alembic migrations of the queue's database, run by `Database.migrate`."""
