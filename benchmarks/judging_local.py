@@ -4,7 +4,8 @@ The plain loop is what a careful user writes: one prompt at a time, inference mo
 the last position. Both sides render the prompts of the calibration pairs, in both orders, and give P(first) of each
 vote; loading is left out. Runs alternate and medians count. The judge is the shipped one, once as it is and once with
 a long constitution, which all prompts share. The backend's most tokens in a pass on a CPU were chosen by timing it on
-this judge and these pairs, so the figures are those of a case it was fitted to.
+this judge and these pairs, so the figures are those of a case it was fitted to. With one thread on a core that the plain
+loop already keeps half busy, what is left to win is little (`--threads 1`); a busy machine loses most with several.
 """
 
 from __future__ import annotations
@@ -129,9 +130,10 @@ def compare(what: str, judge: Judge, pairs: list[Pair], runs: int) -> Result:
     return Result(what, votes, votes / wall, votes / own_wall, cpu / own_cpu, difference)
 
 
-def measure(threads: int = 1, runs: int = 5, most: int | None = None) -> list[Result]:
-    """Both prompts, at `threads` torch threads, on the first `most` calibration pairs; None: all 496."""
+def measure(threads: int | None = None, runs: int = 5, most: int | None = None) -> list[Result]:
+    """Both prompts, at `threads` torch threads (None: torch's own choice, all cores), on the first `most` pairs."""
     before = torch.get_num_threads()
+    threads = threads or before
     torch.set_num_threads(threads)
     try:
         pairs = pairs_from_table(read_table(DATASETS / "tiny" / "calibration.parquet", GOLD))[:most]
@@ -164,7 +166,7 @@ def _timed(run: Callable[[list[Pair]], Any], pairs: list[Pair]) -> tuple[float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of both sides")
+    parser.add_argument("--threads", type=int, help="torch threads of both sides; default: torch's own choice")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side")
     parser.add_argument("--pairs", type=int, help="only the first so many calibration pairs")
     options = parser.parse_args()
