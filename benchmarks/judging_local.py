@@ -4,8 +4,8 @@ The plain loop is what a careful user writes: one prompt at a time, inference mo
 the last position. Both sides render the prompts of the calibration pairs, in both orders, and give P(first) of each
 vote; loading is left out. Runs alternate and medians count. The judge is the shipped one, once as it is and once with
 a long constitution, which all prompts share. The backend's most tokens in a pass on a CPU were chosen by timing it on
-this judge and these pairs, so the figures are those of a case it was fitted to. With one thread on a core that the plain
-loop already keeps half busy, what is left to win is little (`--threads 1`); a busy machine loses most with several.
+this judge and these pairs, so the figures are those of a case it was fitted to. A single core (`--threads 1`) is half
+busy with the plain loop already, so that less is left to win; a machine with other work loses most with several.
 """
 
 from __future__ import annotations
