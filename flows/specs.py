@@ -139,6 +139,7 @@ STAGES = {
             ),
             "flows.stages.aggregate:run",
             heavy=False,
+            version=2,
         ),
         StageSpec(
             "reward",

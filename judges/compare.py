@@ -14,8 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from judges.aggregation.gold import anchors
 from judges.aggregation.labels import checked_votes
-from judges.aggregation.methods import METHODS
+from judges.aggregation.methods import method_of
 from judges.aggregation.verdicts import override, read_people
 from judges.check import identity
 from judges.judge import Judge
@@ -221,14 +222,14 @@ def replaced(
 
 def _labels(round_: Round, votes: pa.Table, gold_votes: pa.Table | None, pairs: pa.Table) -> dict[str, float]:
     checked, _ = checked_votes(votes, pairs)
-    method = METHODS[round_.method]()
+    people = None if round_.verdicts is None else read_people(round_.verdicts, pairs)
+    gold = None
     if round_.gold is not None and gold_votes is not None:
-        method = method.fit(checked_votes(gold_votes, round_.gold)[0], round_.gold)
-    else:
-        method = method.fit(checked)
-    labels = method.predict(checked)
-    if round_.verdicts is not None:
-        labels, _ = override(labels, read_people(round_.verdicts, pairs))
+        gold, gold_votes = round_.gold, checked_votes(gold_votes, round_.gold)[0]
+    known_votes, answers = anchors(checked, people.p_a if people else {}, gold, gold_votes if gold else None)
+    labels = method_of(round_.method).fit(known_votes, answers).predict(checked)
+    if people is not None:
+        labels, _ = override(labels, people)
     return dict(zip(labels["pair_id"].to_pylist(), labels["p_a"].to_pylist(), strict=True))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from judges.aggregation.names import DIAGNOSTICS, not_a_method
 from judges.judge import Judge, known_judges, load_judge
 from store.config import Config
 
@@ -32,9 +33,10 @@ class JudgeStageConfig(Config):
 class AggregateConfig(Config):
     """How votes and verdicts become preferences."""
 
-    method: Literal["stacked", "mean", "majority"] = Field(
+    method: Literal["stacked", "weighted", "mean", "majority"] = Field(
         "stacked",
-        description="how votes are combined; stacked: by weights that judges earn on gold, equal ones without",
+        description="how votes are combined; stacked: by weights that judges earn together on gold, equal ones "
+        "without; weighted: each by its own accuracy on gold",
     )
     min_confidence: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.5, description="pairs below this p_chosen are left out"
@@ -46,3 +48,10 @@ class AggregateConfig(Config):
         1.0, description="weight of a person's preference; a judge's is 1"
     )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of prompts in split test")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _no_diagnostic(cls, method: object) -> object:
+        if method in DIAGNOSTICS:
+            raise ValueError(not_a_method(str(method)))
+        return method

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from judges.aggregation.bradley_terry import rate_rollouts
+from judges.aggregation.gold import anchors
 from judges.aggregation.labels import checked_votes
-from judges.aggregation.methods import METHODS
+from judges.aggregation.methods import method_of
 from judges.aggregation.preferences import make_preferences
 from judges.aggregation.verdicts import override, read_people
 from judges.config import AggregateConfig
@@ -29,11 +30,14 @@ def run(job: Job[AggregateConfig]) -> Metrics:
     pairs = read_table(job.path("pairs"), PAIRS)
     votes, excluded = checked_votes(read_table(job.path("votes"), VOTES), pairs)
     gold = read_gold(job)
-    method = METHODS[config.method]()
-    labels = (method.fit(*gold) if gold else method.fit(votes)).predict(votes)
-    people: Metrics = {}
+    read = None
     if job.given("verdicts"):
         read = read_people(read_table(job.path("verdicts"), VERDICTS, allow_empty=True), pairs)
+    known_votes, answers = anchors(votes, read.p_a if read else {}, *(reversed(gold) if gold else ()))
+    method = method_of(config.method).fit(known_votes, answers)
+    labels = method.predict(votes)
+    people: Metrics = {}
+    if read:
         labels, disagreements = override(labels, read)
         people = {"verdicts": read.counts, "people_against_judges": disagreements}
     made = make_preferences(
@@ -59,7 +63,7 @@ def run(job: Job[AggregateConfig]) -> Metrics:
         "votes": account(votes),
         "votes_excluded": excluded,
         "pairs_in_one_order": _in_one_order(votes),
-        "gold_pairs": gold[1].num_rows if gold else 0,
+        "gold_pairs": answers.num_rows,
         "judge_weights": _by_name(votes, getattr(method, "weights", {})),
         "mean_confidence": pc.mean(made.table["p_chosen"]).as_py(),
         "mean_agreement": pc.mean(made.table["agreement"]).as_py(),

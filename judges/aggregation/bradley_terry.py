@@ -40,6 +40,17 @@ class Ratings:
     table: pa.Table
     not_strongly_connected: int
 
+    @property
+    def warning(self) -> str | None:
+        """A sentence for reports where the prior decides how far apart some ratings are; else None."""
+        if not self.not_strongly_connected:
+            return None
+        prompts = "prompt has" if self.not_strongly_connected == 1 else "prompts have"
+        return (
+            f"{self.not_strongly_connected} {prompts} responses that win or lose every comparison, or are not compared "
+            f"with the others: how far apart they are rated is the prior's doing. Compare more pairs of these prompts."
+        )
+
 
 def rate_rollouts(pairs: pa.Table, labels: pa.Table, prior_sd: float = PRIOR_SD) -> Ratings:
     """Rate all rollouts that occur in a labelled pair.

@@ -1,4 +1,4 @@
-"""Gold-anchored weights: against scikit-free closed forms, and on simulated panels whose errors are shared."""
+"""Gold-anchored labels: against numeric integrals, by their symmetries, and on panels whose errors are shared."""
 
 from __future__ import annotations
 
