@@ -26,7 +26,7 @@ from store.tables import GOLD, PAIRS, read_table
 
 CALIBRATION = f"{PREFIX}tiny/calibration.parquet"
 
-NEEDS = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "openai": ("openai",)}
+NEEDS = {"transformers": ("torch", "transformers"), "vllm": ("vllm",), "openai": ("aiohttp",)}
 """Packages that a backend loads when it is opened."""
 
 _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
