@@ -1,13 +1,15 @@
 """People's verdicts override the judges: a pair with a standing verdict takes its label from people alone.
 
-A verdict stands unless another one supersedes it or it is a skip (no winner). The verdicts of several auditors on one
-pair are averaged, with a tie as 0.5. An auditor whose own standing verdicts on a pair contradict each other is left
+A verdict stands unless another one supersedes it or it is a skip (no winner). Several auditors on one pair are weighed
+by the log-odds of their reliability, with a tie as 0.5 (`store.statistics.weighted_share`); equally, where nothing is
+known about them. An auditor whose own standing verdicts on a pair contradict each other is left
 out on that pair: which one was meant is not known.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -15,21 +17,28 @@ import pyarrow.compute as pc
 
 from judges.aggregation.labels import LABELS
 from store.errors import UsageError
+from store.statistics import weighted_share
 
 _P_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+UNKNOWN = 0.8
+"""Reliability of an auditor about whom nothing is known."""
 
 
 @dataclass(frozen=True)
 class People:
-    """`p_a`: pair_id -> mean of the auditors, 0..1. `auditors`: pair_id -> how many. `counts`: see `read_people`."""
+    """`p_a`: pair_id -> share of the auditors, by weight, for a: 0..1. `auditors`: pair_id -> how many. `counts`: see
+    `read_people`."""
 
     p_a: dict[str, float]
     auditors: dict[str, int]
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def read_people(verdicts: pa.Table, pairs: pa.Table) -> People:
+def read_people(verdicts: pa.Table, pairs: pa.Table, reliability: Mapping[str, float] | None = None) -> People:
     """Combine a VERDICTS table. Raises UsageError for a winner other than a, b, tie or null.
+
+    `reliability`: auditor -> probability to be right; UNKNOWN for who is not in it.
 
     counts: `verdicts`, of which `superseded`, `skipped`, `unknown_pair`, `contradictory` (left out), `repeated` (the
     same auditor said the same again) and `standing`; `simulated` among the standing ones; `pairs` with a label.
@@ -55,19 +64,20 @@ def read_people(verdicts: pa.Table, pairs: pa.Table) -> People:
             counts["unknown_pair"] += 1
         else:
             said[row["pair_id"], row["auditor"]].append((row["winner"], row["simulated"]))
-    of_pair: dict[str, list[float]] = defaultdict(list)
-    for (pair_id, _), answers in sorted(said.items()):
+    known_q = reliability or {}
+    of_pair: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (pair_id, auditor), answers in sorted(said.items()):
         if len({winner for winner, _ in answers}) > 1:
             counts["contradictory"] += len(answers)
             continue
         counts["standing"] += 1
         counts["repeated"] += len(answers) - 1
         counts["simulated"] += answers[0][1]
-        of_pair[pair_id].append(_P_A[answers[0][0]])
+        of_pair[pair_id].append((_P_A[answers[0][0]], known_q.get(auditor, UNKNOWN)))
     counts["pairs"] = len(of_pair)
     return People(
-        {pair_id: sum(values) / len(values) for pair_id, values in of_pair.items()},
-        {pair_id: len(values) for pair_id, values in of_pair.items()},
+        {pair_id: weighted_share([v for v, _ in given], [q for _, q in given]) for pair_id, given in of_pair.items()},
+        {pair_id: len(given) for pair_id, given in of_pair.items()},
         counts,
     )
 

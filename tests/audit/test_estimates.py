@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 
 from audit.doubt import estimated_error
-from audit.estimates import accuracy, estimate, hajek, people, wilson
+from audit.estimates import estimate, hajek_mean, wilson
+from audit.estimates.accuracy import Audit, accuracy
+from audit.estimates.people import people
 from audit.inclusion import inclusion
 from audit.opinions import Opinions, opinions
 from audit.selection import NONE, UNIFORM, draw, select
@@ -38,19 +40,27 @@ def test_targeting_biases_the_naive_figure_and_hajek_removes_it() -> None:
     chance = inclusion(estimated_error(views), 150, 0.3)
     repeats = 400
     naive, weighted, errors, covered = [], [], [], 0
+    corrected, corrected_covered = [], 0
     for seed in range(repeats):
         strata = np.array(draw(views.pair_ids, chance, seed))
-        taken = strata != NONE
-        row = accuracy("j", "f", views.p_a[taken, 0], truth_is_a[taken], chance.total[taken], strata[taken] == UNIFORM)
+        rows = np.flatnonzero(strata != NONE)
+        everyone = np.ones(len(rows), dtype=np.bool_)
+        audit = Audit(rows, truth_is_a[rows], everyone, chance.total[rows], strata[rows] == UNIFORM)
+        row = accuracy("j", "f", views.p_a[:, 0], views.panel, audit)
         naive.append(row.naive)
         weighted.append(row.hajek)
         errors.append(row.hajek_std_error)
-        covered += abs(row.hajek - truth) <= 1.96 * row.hajek_std_error
+        covered += row.hajek_low <= truth <= row.hajek_high
+        corrected.append(row.corrected)
+        corrected_covered += row.corrected_low <= truth <= row.corrected_high
     spread = np.std(weighted)
     assert np.mean(naive) < truth - 0.02, "doubtful pairs are audited more often, and there the judge is wrong"
     assert abs(np.mean(weighted) - truth) < 4 * spread / math.sqrt(repeats) + 0.003
     assert np.mean(errors) == pytest.approx(spread, rel=0.12), "the linearised standard error is the real spread"
-    assert 0.91 < covered / repeats < 0.98
+    assert 0.91 < covered / repeats < 0.985
+    assert 0.91 < corrected_covered / repeats < 0.985
+    assert np.std(corrected) < 0.97 * spread, "a calibrated judge's own opinions on all pairs help"
+    assert abs(np.mean(corrected) - truth) < 4 * spread / math.sqrt(repeats) + 0.003
 
 
 def test_wilson_on_the_uniform_stratum_covers() -> None:
@@ -78,13 +88,20 @@ def test_wilson_figures() -> None:
 
 
 def test_hajek_by_hand() -> None:
-    mean, error = hajek(np.array([1.0, 0.0, 1.0]), np.array([0.5, 0.25, 1.0]))
-    assert mean == pytest.approx(3 / 7)
-    assert error == pytest.approx(math.sqrt(0.5 * (2 * 4 / 7) ** 2 + 0.75 * (4 * 3 / 7) ** 2) / 7)
-    assert hajek(np.zeros(0), np.zeros(0)) == (None, None)
-    y = np.array([1.0, 1.0, 0.0])
-    assert hajek(y, np.ones(3)) == (pytest.approx(2 / 3), 0.0), "a census has no sampling error"
-    assert hajek(y, np.full(3, 0.1))[0] == pytest.approx(2 / 3), "equal chances: the plain mean"
+    y, chance = np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.5, 0.25, 1.0, 0.5])
+    found = hajek_mean(y, chance, 10)
+    assert found is not None
+    assert found.value == pytest.approx(5 / 9)
+    # (1 - pi) (w e / (1 - w/W))^2 / W^2 with e the residual, mixed with the same for errors spread evenly; one zero.
+    w, e = [2, 4, 1, 2], [4 / 9, -5 / 9, 4 / 9, 4 / 9]
+    e = [value / (1 - weight / 9) for value, weight in zip(e, w, strict=True)]
+    v = [0.5 * 4, 0.75 * 16, 0.0, 0.5 * 4]
+    seen = sum(a * b**2 for a, b in zip(v, e, strict=True)) / 81
+    evenly = sum(a * b**2 for a, b in zip(w, e, strict=True)) / 9 * sum(v) / 81
+    assert found.std_error == pytest.approx(math.sqrt((1 * seen + 0.5 * evenly) / 1.5))
+    even = hajek_mean(y, np.full(4, 0.1), 40)
+    assert even is not None
+    assert even.value == 0.75, "equal chances: the plain mean"
 
 
 def test_people_combine() -> None:
@@ -100,7 +117,9 @@ def test_people_combine() -> None:
             verdict("p4", "tie"),
         ]
     )
-    assert people(table) == ({"p0": 0.0, "p1": 0.5, "p2": 0.75, "p4": 0.5}, ["p3"])
+    said = people(table)
+    assert (said.share_for_a, said.skipped) == ({"p0": 0.0, "p1": 0.5, "p2": 0.75, "p4": 0.5}, ["p3"])
+    assert people(table, {"ann": 0.9, "bob": 0.6}).share_for_a["p1"] > 0.5, "the more reliable of the two"
 
 
 def test_whole_account(make_pairs, make_votes) -> None:
