@@ -8,7 +8,7 @@ always the selection's own; what an answer claims about it is ignored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -70,13 +70,17 @@ class Answer(Config):
 
 @dataclass(frozen=True)
 class Batch:
-    """What is asked: the drawn pairs with their inclusion probabilities, and which rollout stands left in each item."""
+    """What is asked: the drawn pairs with their inclusion probabilities, and which rollout stands left in each item.
+
+    `gold`: the hidden gold items among them. Nobody drew them, so their verdicts have no inclusion probability (NaN).
+    """
 
     chances: Mapping[str, float]
     left: Callable[[str], str]
+    gold: Collection[str] = ()
 
     def __contains__(self, pair_id: str) -> bool:
-        return pair_id in self.chances
+        return pair_id in self.chances or pair_id in self.gold
 
 
 def read_answer(value: Any, source: str) -> Answer:
@@ -105,7 +109,7 @@ def to_verdict(answer: Answer, batch: Batch, received_at: datetime, repetition: 
         shown_left=left,
         seconds=math.nan if answer.seconds is None else float(answer.seconds),
         created_at=answer.created_at or received_at,
-        inclusion_probability=batch.chances[answer.pair_id],
+        inclusion_probability=batch.chances.get(answer.pair_id, math.nan),
         simulated=answer.simulated or answer.auditor.startswith(SIMULATED_PREFIX),
         flaws=flaws,
         comment=answer.comment,

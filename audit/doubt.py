@@ -1,11 +1,21 @@
-"""How likely the judges are wrong on a pair, estimated from their votes alone; it steers targeted audits.
+"""How likely the judges are wrong on a pair, estimated without people; it steers targeted audits.
 
-Three views of the error rate on a pair, each in 0..1/2, are averaged:
+Three views of the error rate on a pair, each in 0..1/2:
 
     margin        e = min(P, 1 - P), P the panel's mean probability: the error that the judges admit themselves;
     disagreement  d = share of judges in the minority (undecided ones count half on each side): who must be wrong;
     order flips   f / 2, f the share of judges that change their mind with the order: such a judge is wrong in exactly
                   one of its two orders.
+
+Three flags of strength s in 0..1, where the votes cannot tell the error rate, so that it is taken as 1/2, unknown:
+
+    new group     1 where no audit has a verdict on the pair's group, though there were audits;
+    canary        1 where a vote marks the pair as a canary, in a column `canary` of the votes;
+    gate failure  the share of the votes without a valid answer (abstain, parse failure, error).
+
+The doubt is their weighted mean; a view that nothing is known of, and a flag that is not raised, have no part in it:
+
+    u = (sum_views w_k v_k + sum_flags w_k s_k / 2) / (sum_views w_k + sum_flags w_k s_k)
 
 It needs no calibration: inclusion probabilities correct for however wrong it is, so a poor estimate costs precision and
 never bias. Judges share their errors (law 7), so a low value means "no doubt visible", not "right".
@@ -13,23 +23,74 @@ never bias. Judges share their errors (law 7), so a low value means "no doubt vi
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Collection
+from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from audit.config import DoubtWeights
 from audit.opinions import Floats, Opinions
+from store.tables import Status
 
 UNKNOWN = 0.5
 """The doubt about a pair on which no judge has an opinion."""
 
+EQUAL = DoubtWeights()
 
-def estimated_error(opinions: Opinions) -> Floats:
-    """[N] values u in 0..1/2; the flips have no part where no judge answered in both orders."""
+
+@dataclass(frozen=True)
+class Flags:
+    """[N] strengths in 0..1, in the row order of the pairs."""
+
+    new_group: Floats
+    canary: Floats
+    gate_failure: Floats
+
+    @classmethod
+    def none(cls, n: int) -> Flags:
+        return cls(np.zeros(n), np.zeros(n), np.zeros(n))
+
+
+def raise_flags(pairs: pa.Table, votes: pa.Table, audited_groups: Collection[str]) -> Flags:
+    """`audited_groups`: the groups with a verdict of an earlier audit. Empty means that there was none, so that every
+    group is as new as any other, and no flag is raised."""
+    new = [bool(audited_groups) and group not in audited_groups for group in pairs["group"].to_pylist()]
+    rows = pc.index_in(votes["pair_id"], value_set=pairs["pair_id"].combine_chunks()).to_numpy()
+    answered = pc.is_in(votes["status"], pa.array([Status.SCORED.value, Status.TIE.value])).to_numpy()
+    n = pairs.num_rows
+    cast = np.bincount(rows, minlength=n).astype(np.float64)
+    failed = np.bincount(rows, weights=~answered, minlength=n).astype(np.float64)
+    marks: list[object] = votes["canary"].to_pylist() if "canary" in votes.column_names else []
+    canary = np.zeros(n)
+    canary[rows[[bool(mark) for mark in marks]] if marks else []] = 1.0
+    return Flags(np.array(new, dtype=np.float64), canary, np.nan_to_num(_share(failed, cast)))
+
+
+def views(opinions: Opinions) -> dict[str, Floats]:
+    """[N] values each in 0..1/2, NaN where nothing is known: no answer, or for flips no judge asked in both orders."""
     panel = opinions.panel
-    margin = np.minimum(panel, 1 - panel)
-    disagreement = _share(minority(opinions), opinions.answered.sum(axis=1))
-    flips = _share(opinions.flipped.sum(axis=1), opinions.both_orders.sum(axis=1)) / 2
-    views = np.stack([margin, disagreement, flips])
-    known = ~np.isnan(views)
-    u = _share(np.nansum(views, axis=0), known.sum(axis=0))
+    return {
+        "margin": np.minimum(panel, 1 - panel),
+        "disagreement": _share(minority(opinions), opinions.answered.sum(axis=1)),
+        "order_flips": _share(opinions.flipped.sum(axis=1), opinions.both_orders.sum(axis=1)) / 2,
+    }
+
+
+def estimated_error(opinions: Opinions, flags: Flags | None = None, weights: DoubtWeights = EQUAL) -> Floats:
+    """[N] the doubt u in 0..1/2."""
+    total = np.zeros(len(opinions.pair_ids))
+    weight = np.zeros_like(total)
+    for name, value in views(opinions).items():
+        known = ~np.isnan(value)
+        w = getattr(weights, name) * known
+        total, weight = total + w * np.where(known, value, 0), weight + w
+    for name, strength in vars(flags).items() if flags else ():
+        w = getattr(weights, name) * strength
+        total, weight = total + w * UNKNOWN, weight + w
+    u = _share(total, weight)
+    # Weights of 0 throughout leave nothing to go by, which is not the same as a pair that no judge answered.
     return np.where(np.isnan(u), UNKNOWN, u)
 
 
@@ -40,18 +101,51 @@ def minority(opinions: Opinions) -> Floats:
     return few
 
 
-def describe(opinions: Opinions) -> list[str]:
+def describe(opinions: Opinions, flags: Flags | None = None) -> list[str]:
     """What speaks for doubt about each pair, in words for ML ops. Auditors never see it."""
     panel, few = opinions.panel, minority(opinions)
     judges, both = opinions.answered.sum(axis=1), opinions.both_orders.sum(axis=1)
     flipped = opinions.flipped.sum(axis=1)
+    found = flags or Flags.none(len(panel))
     return [
-        f"panel {max(panel[i], 1 - panel[i]):.2f} for {'a' if panel[i] >= 0.5 else 'b'}, "
-        f"{few[i]:g} of {judges[i]} judges in the minority, {flipped[i]} of {both[i]} changed with the order"
-        if judges[i]
-        else "no judge gave an answer"
+        (
+            f"panel {max(panel[i], 1 - panel[i]):.2f} for {'a' if panel[i] >= 0.5 else 'b'}, "
+            f"{few[i]:g} of {judges[i]} judges in the minority, {flipped[i]} of {both[i]} changed with the order"
+            if judges[i]
+            else "no judge gave an answer"
+        )
+        + "".join(f", {words}" for words in _raised(found, i))
         for i in range(len(panel))
     ]
+
+
+def explain(opinions: Opinions, flags: Flags | None = None, weights: DoubtWeights = EQUAL) -> list[str]:
+    """The parts of each pair's u with their weights, such as `margin 0.45 x 1, order flips 0.25 x 1, new group x 1`."""
+    parts: list[list[str]] = [[] for _ in opinions.pair_ids]
+    for name, value in views(opinions).items():
+        if (w := getattr(weights, name)) > 0:
+            for i in np.flatnonzero(~np.isnan(value)):
+                parts[i].append(f"{_words(name)} {value[i]:.2f} x {w:g}")
+    for name, strength in vars(flags).items() if flags else ():
+        if (w := getattr(weights, name)) > 0:
+            for i in np.flatnonzero(strength):
+                parts[i].append(f"{_words(name)} {UNKNOWN:.2f} x {w * strength[i]:.3g}")
+    return [", ".join(part) or "nothing known" for part in parts]
+
+
+def _raised(flags: Flags, i: int) -> list[str]:
+    found = []
+    if flags.new_group[i]:
+        found.append("its group is new to audits")
+    if flags.canary[i]:
+        found.append("a canary")
+    if flags.gate_failure[i]:
+        found.append(f"{100 * flags.gate_failure[i]:.0f} % of the votes without a valid answer")
+    return found
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _share(part: Floats, whole: Floats) -> Floats:

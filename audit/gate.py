@@ -1,9 +1,9 @@
 """The gate: a round waits for people until enough drawn pairs are handled, or until the time is up.
 
-`Gate.look` is one look, which returns at once: a flow may call it, suspend itself, and call it again hours later from
-another process. `wait` is the loop around it for a stage that runs in a process of its own. Where verdicts come from,
-the clock and the sleep are passed in. All state lies in the folder `state`, so that a killed wait goes on where it was,
-with the deadline it had.
+`Gate.look` is one look, which returns at once: a stage calls it, says that it waits (`WaitingError`), and the next run
+calls it again hours later from another process. `wait` is the loop around it for a process that stays. Where verdicts
+come from, the clock and the sleep are passed in. All state lies in the folder `state`, so that a killed wait goes on
+where it was, with the deadline it had.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ Opened = Literal["quota", "timeout"]
 
 @dataclass(frozen=True)
 class Rule:
-    """When the gate opens: `quota` of the pairs asked (0..1] have `overlap` answers, or `timeout_s` passed."""
+    """When the gate opens: `quota` of the pairs asked (0..1] have `overlap` answers, or `timeout_s` passed.
+
+    Hidden gold items do not count. `skips_count`: see `audit.verdicts.handled`.
+    """
 
     quota: float = 1.0
     overlap: int = 1
     timeout_s: float = 24 * 3600.0
+    skips_count: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Gate:
         now = self._clock()
         passed = now >= self.deadline
         taken = [self.ledger.take(delivery, now, late=passed) for delivery in self._deliveries()]
-        count = len(handled(self.ledger.verdicts.values(), self.rule.overlap))
+        done = handled(self.ledger.verdicts.values(), self.rule.overlap, self.rule.skips_count)
+        count = sum(pair_id in self.batch.chances for pair_id in done)
         asked = len(self.batch.chances)
         # The small subtraction keeps a quota such as 0.7 of 10 from asking for 8 through rounding.
         wanted = math.ceil(self.rule.quota * asked - 1e-9)

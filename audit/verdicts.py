@@ -21,7 +21,8 @@ SIMULATED_PREFIX = "simulated-"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One row of the verdicts table. `winner` None is a skip; `seconds` NaN where nobody measured them."""
+    """One row of the verdicts table. `winner` None is a skip. NaN: `seconds` where nobody measured them,
+    `inclusion_probability` where nobody drew the pair."""
 
     verdict_id: str
     pair_id: str
@@ -41,15 +42,18 @@ class Verdict:
         return (self.pair_id, self.auditor, self.winner, self.shown_left, self.flaws, self.comment)
 
     def to_json(self) -> dict[str, Any]:
-        seconds = None if math.isnan(self.seconds) else self.seconds
-        return asdict(self) | {"created_at": self.created_at.isoformat(), "seconds": seconds}
+        numbers = {"seconds": self.seconds, "inclusion_probability": self.inclusion_probability}
+        known = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        return asdict(self) | {"created_at": self.created_at.isoformat()} | known
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Verdict:
         flaws = None if value["flaws"] is None else tuple(value["flaws"])
-        seconds = math.nan if value["seconds"] is None else value["seconds"]
+        known = {
+            name: math.nan if value[name] is None else value[name] for name in ("seconds", "inclusion_probability")
+        }
         created_at = datetime.fromisoformat(value["created_at"])
-        return cls(**(value | {"flaws": flaws, "seconds": seconds, "created_at": created_at}))
+        return cls(**(value | {"flaws": flaws, "created_at": created_at} | known))
 
 
 def in_order(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -82,17 +86,24 @@ def in_force(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return [row for row in rows if (row.verdict_id, *_person_and_pair(row)) not in replaced]
 
 
-def handled(verdicts: Iterable[Verdict], overlap: int = 1) -> set[str]:
-    """The pairs on which at least `overlap` different auditors gave their answer; a skip is an answer too."""
+def handled(verdicts: Iterable[Verdict], overlap: int = 1, skips_count: bool = True) -> set[str]:
+    """The pairs on which at least `overlap` different auditors gave their answer.
+
+    `skips_count`: a skip is an answer too, since nobody else is asked. In the queue others are: there only a winner or
+    a tie in force counts.
+    """
     people: dict[str, set[str]] = {}
-    for row in verdicts:
+    rows = list(verdicts)
+    if not skips_count:
+        rows = [row for row in in_force(rows) if row.winner is not None]
+    for row in rows:
         people.setdefault(row.pair_id, set()).add(row.auditor)
     return {pair_id for pair_id, auditors in people.items() if len(auditors) >= overlap}
 
 
 def to_table(verdicts: Iterable[Verdict]) -> pa.Table:
     """A verdicts table: chained, in order of time."""
-    rows = [asdict(row) for row in chain(verdicts)]
+    rows = [asdict(row) | {"inclusion_probability": _or_null(row.inclusion_probability)} for row in chain(verdicts)]
     return pa.Table.from_pylist(rows, schema=VERDICTS.schema)
 
 
@@ -108,3 +119,7 @@ def from_table(data: pa.Table) -> list[Verdict]:
 
 def _person_and_pair(row: Verdict) -> tuple[str, str]:
     return (row.auditor, row.pair_id)
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value

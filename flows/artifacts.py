@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 
 from flows.figures import flatten
 from flows.report.images import stage_images
@@ -21,6 +26,16 @@ def publish_stage(outcome: Outcome) -> None:
         create_image_artifact(uri, key=f"{stage}-plot-{number}", description=title)
 
 
+def publish_details(stage: str, sentence: str, details: str) -> None:
+    """Why a stage stopped, with its table."""
+    create_markdown_artifact(f"{sentence}\n\n```\n{details}\n```", key=f"{stage}-stopped")
+
+
 def publish_report(path: Path, promoted: bool, reason: str) -> None:
     verdict = "The policy is the new champion" if promoted else "The champion was kept"
     create_markdown_artifact(f"{verdict}: {reason}.\n\n[Report of the round]({path.as_uri()})", key="round-report")
+
+
+def publish_audit_page(url: str) -> None:
+    """The address that auditors work at. No text of an item is in it."""
+    create_link_artifact(url, link_text="Review the pairs of this round", key="audit-page")

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit.config import AuditConfig
 from flows.specs import STAGES, StageSpec
 from flows.workspace import Round
 from store.config import Config
 from store.hashing import hash_json
 from store.stage import Source
+
+AUDIT_DATABASE = "audit.db"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,17 @@ def stage_seed(seed: int, number: int, stage: str) -> int:
     return int(hash_json([seed, number, stage])[:8], 16) >> 1
 
 
-def plan_round(round_: Round) -> list[Step]:
+def audit_config(config: AuditConfig, workspace: Path, wait: bool = False) -> AuditConfig:
+    """The section with the database's place filled in: in the workspace, unless it names another. All of this is
+    operational, so no key depends on it."""
+    changes: dict[str, object] = {"wait": True} if wait else {}
+    if config.database_env is None and config.inbox is None and "://" not in (config.database or ""):
+        changes["database"] = str(workspace / Path(config.database or AUDIT_DATABASE).expanduser())
+    return config.model_copy(update=changes)
+
+
+def plan_round(round_: Round, wait: bool = False) -> list[Step]:
+    """`wait`: the audit stays and polls until people are done, instead of saying that it waits."""
     config, start = round_.config, round_.start
     steps: list[Step] = []
 
@@ -72,15 +85,30 @@ def plan_round(round_: Round) -> list[Step]:
         calibration=config.calibration,
     )
     pairs, votes = judge / "pairs.parquet", judge / "votes.parquet"
-    audit = add("audit", config.audit, pairs=pairs, votes=votes, oracle=config.oracle)
+    audit = add(
+        "audit",
+        audit_config(config.audit, round_.folder.parent.parent, wait),
+        pairs=pairs,
+        votes=votes,
+        oracle=config.oracle,
+        gold=config.calibration,
+        earlier=list(start.audits),
+    )
+
+    def with_late(path: Path, name: str) -> list[str]:
+        return [str(path), *([str(audit / f"late_{name}.parquet")] if start.audits else [])]
+
     aggregate = add(
         "aggregate",
         config.aggregate,
-        votes=votes,
-        pairs=pairs,
-        verdicts=audit / "verdicts.parquet",
+        votes=with_late(votes, "votes"),
+        pairs=with_late(pairs, "pairs"),
+        verdicts=with_late(audit / "verdicts.parquet", "verdicts"),
+        gold_verdicts=audit / "gold_verdicts.parquet",
         gold=config.calibration,
         gold_votes=judge / "calibration_votes.parquet" if config.calibration else None,
+        prompts=config.prompts,
+        checks=config.judge_checks,
     )
     preferences = [str(aggregate / "preferences.parquet"), *start.replayed]
     reward = add(

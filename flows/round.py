@@ -6,26 +6,32 @@ What is done is told by the workspace's manifests. Prefect's rows are for people
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect import flow, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import flow_run
+from prefect.flow_runs import suspend_flow_run
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
-from flows.artifacts import publish_report, publish_stage
+from audit.config import AuditConfig
+from flows.artifacts import publish_audit_page, publish_details, publish_report, publish_stage
 from flows.config import RetryConfig
 from flows.execute import run_step
 from flows.plan import Step, plan_round
 from flows.report import build_report
-from flows.watch import watcher
+from flows.watch import watching
 from flows.workspace import Round, Workspace
-from store.errors import RlaifError, TransientError
+from store.errors import RlaifError, TransientError, WaitingError
 from store.files import read_json
+
+_SLACK_S = 24 * 3600
 
 
 def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -47,7 +53,7 @@ class _ProgressArtifact:
         self.artifact: UUID | None = None
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        watcher.get().progress(self.stage, what, done, total, note)
+        watching().progress(self.stage, what, done, total, note)
         now = time.monotonic()
         if now - self.last < self.interval_s:
             return
@@ -60,17 +66,28 @@ class _ProgressArtifact:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def stage_task(step: Step, round_: Round) -> None:
-    """One stage. Each attempt, its end and its reason go into the round's journal."""
+def stage_task(step: Step, round_: Round) -> dict[str, str] | None:
+    """One stage. Each attempt, its end and its reason go into the round's journal. Gives None for a stage that is
+    complete, and `said`, `until` (a time) for one that waits for people, which is no failure."""
     journal = round_.journal
     attempt = journal.attempts(step.stage) + 1
-    watcher.get().started(step.stage, attempt)
+    watching().started(step.stage, attempt)
     journal.write("started", stage=step.stage, attempt=attempt)
+    if isinstance(step.config, AuditConfig) and step.config.mode == "people" and step.config.url:
+        publish_audit_page(step.config.url)
     try:
         outcome = run_step(step, round_.folder / "logs", _ProgressArtifact(step.stage))
+    except WaitingError as error:
+        waiting = {"said": str(error), "until": error.until.isoformat()}
+        journal.write("waiting", stage=step.stage, attempt=attempt, **waiting)
+        watching().waiting(step.stage, error)
+        return waiting
     except RlaifError as error:
-        journal.write("failed", stage=step.stage, attempt=attempt, error=str(error))
-        watcher.get().failed(step.stage, str(error))
+        more = {"details": error.details.splitlines()} if error.details else {}
+        journal.write("failed", stage=step.stage, attempt=attempt, error=str(error), **more)
+        if more:
+            publish_details(step.stage, str(error), error.details)
+        watching().failed(step.stage, str(error))
         raise
     except BaseException as error:
         journal.write("interrupted", stage=step.stage, attempt=attempt, error=type(error).__name__)
@@ -79,7 +96,8 @@ def stage_task(step: Step, round_: Round) -> None:
     seconds = outcome.manifest.seconds
     journal.write(event, stage=step.stage, attempt=attempt, seconds=seconds, reasons=outcome.reasons)
     publish_stage(outcome)
-    watcher.get().finished(step.stage, outcome)
+    watching().finished(step.stage, outcome)
+    return None
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -98,14 +116,32 @@ def _options(stage: str, retry: RetryConfig) -> dict[str, Any]:
     }
 
 
+def _suspend(until: datetime) -> None:
+    """End this process; Prefect runs the flow again when it is resumed. Does not return.
+
+    A key is good for one suspension, so each has its own. Prefect fails a run that stays suspended beyond its time: it
+    gets a day more than people have, in which whoever resumes it at the deadline may be late.
+    """
+    left = max(0.0, (until - datetime.now(until.tzinfo)).total_seconds())
+    suspend_flow_run(timeout=int(left) + _SLACK_S, key=uuid4().hex)
+
+
 @flow(name="round", flow_run_name="round-{number}", validate_parameters=False, persist_result=False)
-def round_flow(workspace: str, number: int) -> str:
-    """Run, or go on with, round `number` of a workspace. Returns the flow run's id."""
+def round_flow(workspace: str, number: int, wait: bool = False) -> str | State[str]:
+    """Run, or go on with, round `number` of a workspace. Returns the flow run's id.
+
+    A round that waits for people ends here without `wait`: a run of a deployment suspends itself, which leaves no
+    process behind, and begins anew when it is resumed; any other ends in the state Waiting, and the next one goes on.
+    """
     space = Workspace.existing(Path(workspace))
     round_ = next(candidate for candidate in space.rounds() if candidate.number == number)
     retry = round_.config.retry
-    for step in plan_round(round_):
-        stage_task.with_options(**_options(step.stage, retry))(step, round_)
+    for step in plan_round(round_, wait):
+        waiting = stage_task.with_options(**_options(step.stage, retry))(step, round_)
+        if waiting is not None and deployment.get_id():
+            _suspend(datetime.fromisoformat(waiting["until"]))
+        if waiting is not None:
+            return Completed(name="Waiting", message=waiting["said"], data=str(flow_run.get_id()))
     decision = read_json(round_.stage("promote") / "decision.json")
     space.record_decision(number, round_.stage("ppo") / "policy", decision)
     report_task.with_options(name="report", task_run_name="report")(round_, decision)

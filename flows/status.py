@@ -42,7 +42,9 @@ def status(workspace: Workspace) -> dict[str, Any]:
 
 def _stage(name: str, planned: bool, manifest: Manifest | None, events: list[dict[str, Any]]) -> dict[str, Any]:
     last = next((event["event"] for event in reversed(events) if event.get("stage") == name), None)
-    if manifest is not None:
+    if last == "waiting":
+        state = "waiting"  # what lies there, if anything, is of an earlier config
+    elif manifest is not None:
         state = "done"
     elif not planned:
         state = "skipped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Protocol
 
+from store.errors import WaitingError
 from store.stage import Outcome
 
 
@@ -16,6 +17,8 @@ class Watcher(Protocol):
     def finished(self, stage: str, outcome: Outcome) -> None: ...
 
     def failed(self, stage: str, sentence: str) -> None: ...
+
+    def waiting(self, stage: str, error: WaitingError) -> None: ...
 
 
 class Nobody:
@@ -33,5 +36,14 @@ class Nobody:
     def failed(self, stage: str, sentence: str) -> None:
         pass
 
+    def waiting(self, stage: str, error: WaitingError) -> None:
+        pass
+
 
 watcher: ContextVar[Watcher] = ContextVar("watcher", default=Nobody())  # noqa: B039 - it holds no state
+
+
+def watching() -> Watcher:
+    """Who watches here. Flows call this: Prefect's runner pickles them with their globals, a context variable cannot be
+    pickled."""
+    return watcher.get()

@@ -34,11 +34,13 @@ from store.resources import PREFIX
 
 @dataclass(frozen=True)
 class Start:
-    """Where a round begins. `tuned`: the policy is a champion, so SFT has nothing left to do."""
+    """Where a round begins. `tuned`: the policy is a champion, so SFT has nothing left to do. `audits`: folders of the
+    earlier rounds' audits, oldest first."""
 
     policy: str
     tuned: bool
     replayed: tuple[str, ...]
+    audits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ class Round:
         value = read_json(self.folder / "round.json")
         root = self.folder.parent.parent
         return Start(
-            _outside(root, value["policy"]), value["tuned"], tuple(_outside(root, p) for p in value["replayed"])
+            _outside(root, value["policy"]),
+            value["tuned"],
+            tuple(_outside(root, p) for p in value["replayed"]),
+            tuple(_outside(root, p) for p in value.get("audits", [])),
         )
 
     @property
@@ -110,7 +115,9 @@ class Workspace:
         number = last.number + 1 if last else 1
         champion = self.champion()
         earlier = self.rounds()[-config.replay_rounds :] if config.replay_rounds else []
-        tables = [path for r in earlier if (path := r.stage("aggregate") / "preferences.parquet").is_file()]
+        tables = [path for r in earlier if (path := r.stage("aggregate") / "preferences.parquet").exists()]
+        # All of them: a verdict may come late by any time.
+        audits = [path for r in self.rounds() if ((path := r.stage("audit")) / "asked.json").is_file()]
         folder = self.root / "rounds" / f"{number:03d}"
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +128,7 @@ class Workspace:
             "policy": _inside(self.root, champion["policy"]) if champion else config.policy,
             "tuned": champion is not None,
             "replayed": [_inside(self.root, str(path)) for path in tables],
+            "audits": [_inside(self.root, str(path)) for path in audits],
         }
         write_json(folder / "round.json", start)
         new.journal.write("round_started", round=number, policy=start["policy"])

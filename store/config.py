@@ -11,11 +11,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from store.errors import UsageError
 
+OPERATIONAL: dict[str, Any] = {"operational": True}
+"""`Field(json_schema_extra=OPERATIONAL)`: where and how a stage runs, not what it makes; a database's address, say."""
+
 
 class Config(BaseModel):
     """Base of every configuration model: immutable, and a misspelt key is an error instead of a default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def identity(self) -> dict[str, Any]:
+        """The values that results depend on, as JSON: all but the top-level fields marked OPERATIONAL. Keys of stages
+        and manifests hold these alone."""
+        marked = {name for name, field in type(self).model_fields.items() if field.json_schema_extra is OPERATIONAL}
+        return self.model_dump(mode="json", exclude=marked)
 
 
 C = TypeVar("C", bound=BaseModel)

@@ -106,7 +106,7 @@ class Outcome:
 
 def stage_key(stage: str, version: int, inputs: Mapping[str, list[Source]], config: Config, seed: int) -> str:
     identities = {name: [source.identity for source in sources] for name, sources in sorted(inputs.items()) if sources}
-    return hash_json([stage, version, identities, config.model_dump(mode="json"), seed])
+    return hash_json([stage, version, identities, config.identity(), seed])
 
 
 def why_not_done(folder: Path, key: str) -> list[str]:
@@ -170,7 +170,7 @@ def _build(
             stage_version=version,
             key=key,
             inputs={name: [vars(source) for source in sources] for name, sources in inputs.items()},
-            config=config.model_dump(mode="json"),
+            config=config.identity(),
             seed=seed,
             outputs=describe_outputs(partial),
             metrics=metrics,

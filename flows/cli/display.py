@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from store.errors import WaitingError
 from store.stage import Outcome
 
 
@@ -49,11 +50,15 @@ class BarProgress:
 
 
 class TerminalWatcher:
-    """Follows a round on the terminal. Without one, a line every `interval_s` seconds shows that it lives."""
+    """Follows a round on the terminal. Without one, a line every `interval_s` seconds shows that it lives.
+
+    `waits`: the stage at which the round ended to wait for people, and what it said.
+    """
 
     def __init__(self, bars: BarProgress, interval_s: float = 15.0) -> None:
         self.bars, self.interval_s, self.last = bars, interval_s, 0.0
         self.console = bars.console
+        self.waits: tuple[str, WaitingError] | None = None
 
     def started(self, stage: str, attempt: int) -> None:
         self.last = time.monotonic()
@@ -78,3 +83,8 @@ class TerminalWatcher:
     def failed(self, stage: str, sentence: str) -> None:
         self.bars.clear()
         self.console.print(f"[red]✗[/red] {stage}", highlight=False)
+
+    def waiting(self, stage: str, error: WaitingError) -> None:
+        self.bars.clear()
+        self.waits = (stage, error)
+        self.console.print(f"[yellow]…[/yellow] {stage}", highlight=False)

@@ -39,18 +39,23 @@ _workspace = click.option(
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a config key, such as ppo.updates=20."
 )
-def run(config: str | None, workspace: Path, settings: tuple[str, ...]) -> None:
+@click.option("--wait", is_flag=True, help="Stay while people audit, instead of ending until the next rlaif run.")
+@click.option(
+    "--override-gate", "reason", metavar="REASON", help="Train although the judges did not pass the gate, and say why."
+)
+def run(config: str | None, workspace: Path, settings: tuple[str, ...], wait: bool, reason: str | None) -> None:
     """Run a round: go on with an unfinished one, else start the next from the champion.
 
     CONFIG is a YAML file or the name of a shipped one (demo, gpu). Without it the last round's config is used, and
     demo in an empty workspace. Stages that are complete for their inputs and config are not run again.
     """
     # The config is checked before anything is written, the workspace itself included.
-    chosen = _choose_config(Workspace(workspace).last_round(), config, settings)
+    last = Workspace(workspace).last_round()
+    chosen = override_gate(_choose_config(last, config, settings), last, reason)
     space = Workspace.create(workspace)
     with space.locked():
         round_ = _choose_round(space, chosen)
-        _run_round(space, round_)
+        _run_round(space, round_, wait)
     value = round_status(round_)
     _print_result(value)
 
@@ -61,17 +66,45 @@ def _choose_config(last: Round | None, config: str | None, settings: tuple[str, 
     return load_round(config or "demo", settings)
 
 
+def override_gate(config: RoundConfig, last: Round | None, reason: str | None) -> RoundConfig:
+    """The config with the reason to go on past the judges' gate: the one given now, or given before for this round.
+
+    It holds for one round: the next one starts without it. Raises UsageError for an empty reason.
+    """
+    if reason is not None and not reason.strip():
+        raise UsageError("--override-gate needs a reason, which the journal and the report keep: give one.")
+    own, before = config.aggregate.gate.override, last.config.aggregate.gate.override if last else None
+    if reason is None:
+        reason = own
+        if last is not None and last.finished and own == before:
+            reason = None
+        elif last is not None and not last.finished and own is None:
+            reason = before
+    gate = config.aggregate.gate.model_copy(update={"override": reason})
+    return config.model_copy(update={"aggregate": config.aggregate.model_copy(update={"gate": gate})})
+
+
 def _choose_round(space: Workspace, config: RoundConfig) -> Round:
     last = space.last_round()
     if last is None or last.finished:
-        return space.begin_round(config)
+        new = space.begin_round(config)
+        _tell_override(new, config, None)
+        return new
     if config != last.config:
         last.journal.write("config_changed")
+        _tell_override(last, config, last.config.aggregate.gate.override)
         last.set_config(config)
     return last
 
 
-def _run_round(space: Workspace, round_: Round) -> None:
+def _tell_override(round_: Round, config: RoundConfig, before: str | None) -> None:
+    reason = config.aggregate.gate.override
+    if reason is not None and reason != before:
+        round_.journal.write("gate_overridden", reason=reason)
+
+
+def _run_round(space: Workspace, round_: Round, wait: bool) -> None:
+    """Raises WaitingError, whose sentence says what for, where the round waits for people."""
     from flows.prefect_api import prefect_api, quiet_prefect, wait_for_history
 
     home = space.root / "prefect"
@@ -85,10 +118,14 @@ def _run_round(space: Workspace, round_: Round) -> None:
             from flows.round import round_flow
 
             bars.clear()
-            tasks = len(plan_round(round_)) + 1
-            watcher.set(TerminalWatcher(bars))
-            flow_run_id = copy_context().run(round_flow, str(space.root), round_.number)
-            wait_for_history(flow_run_id, tasks)
+            stages = [step.stage for step in plan_round(round_)]
+            watching = TerminalWatcher(bars)
+            watcher.set(watching)
+            flow_run_id = copy_context().run(round_flow, str(space.root), round_.number, wait)
+            waits = watching.waits
+            wait_for_history(str(flow_run_id), stages.index(waits[0]) + 1 if waits else len(stages) + 1)
+    if waits:
+        raise waits[1]
     seconds = round(time.monotonic() - started, 1)
     round_.journal.write("round_finished", seconds=seconds, peak_rss_mb=memory.peak_mb)
 

@@ -1,83 +1,123 @@
 """Stage audit: judged pairs to people (or to programs that play them), their verdicts to a table.
 
-Takes pairs and votes; gives selection.parquet (every pair's inclusion probability), items.parquet (the blind items) and
-verdicts.parquet, in every mode, with no rows in mode off. In mode people there is intake.json too: what arrived in the
-inbox and was not taken in, by file and line. State of a wait lies in the hidden folder .gate, which survives a kill.
+Takes pairs and votes, pairs with known winners to hide among them, and the folders of earlier rounds' audits. Gives, in
+every mode, with no rows in mode off:
+
+    selection.parquet       every pair's inclusion probability, and why it was drawn or not
+    items.parquet           the blind items
+    verdicts.parquet        the verdicts that count
+    gold_verdicts.parquet   the verdicts on hidden gold items, with `gold_winner`
+    late_*.parquet          verdicts of earlier rounds that came since, with their pairs and votes (`audit.late`)
+    asked*                  what a later round needs to do the same with this one's
+
+From a queue there is queue_rows.parquet too, all its rows on these items, and from an inbox intake.json: what arrived
+and was not taken in, by file and line. State of a wait lies in the hidden folder .gate, which survives a kill.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from audit.answers import Batch
+from audit.asking import Heard, Selected, Terms, ask_by_files
 from audit.config import AuditConfig
+from audit.doubt import raise_flags
 from audit.estimates import estimate
-from audit.gate import Gate, Rule, wait
-from audit.inbox import Inbox
-from audit.items import ITEMS, blind_items, publish, shown_left
-from audit.opinions import opinions
-from audit.selection import nothing_selected, select
+from audit.items import ITEMS
+from audit.late import audited_groups
+from audit.opinions import Opinions, opinions
+from audit.quarantine import quarantine, without
+from audit.selection import Reasons, hidden_gold, nothing_selected, select
 from audit.simulated import Auditor, Pair, simulate
-from audit.verdicts import to_table
+from audit.verdicts import in_force, to_table
+from flows.stages.verdicts import GOLD_VERDICTS
 from judges.config import load_judge
+from store.config import read_yaml
 from store.errors import UsageError
 from store.files import write_json
+from store.hashing import hash_file
+from store.resources import resolve
 from store.stage import Job, Metrics
-from store.tables import PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+from store.tables import GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+
+if TYPE_CHECKING:
+    from audit.queue.model import Guidelines
 
 
 def run(job: Job[AuditConfig]) -> Metrics:
-    """See the module. Raises UsageError for mode people without an inbox and mode simulated without an oracle."""
+    """See the module. Raises UsageError for mode people with neither a database nor an inbox and mode simulated
+    without an oracle; WaitingError while people are at it, unless the config says to wait."""
     return audit(job, clock=lambda: datetime.now(UTC), sleep=time.sleep)
 
 
 def audit(job: Job[AuditConfig], clock: Callable[[], datetime], sleep: Callable[[float], None]) -> Metrics:
-    """The stage with its clock and sleep passed in; only mode people looks at them."""
-    if job.config.mode == "off":
-        _write(job, nothing_selected(), ITEMS.schema.empty_table(), VERDICTS.schema.empty_table())
-        return _metrics("off", nothing_selected(), VERDICTS.schema.empty_table())
-    inbox = _inbox(job.config) if job.config.mode == "people" else None
-    if inbox is None and not job.given("oracle"):
-        raise UsageError("audit.mode is simulated, but there is no oracle for the auditors to follow: give --oracle.")
-    pairs = read_table(job.path("pairs"), PAIRS)
-    views = opinions(pairs, read_table(job.path("votes"), VOTES))
-    selection = select(views, job.config.budget, job.config.uniform_fraction, job.seed)
-    items = blind_items(pairs, selection, job.seed)
-    drawn = selection.filter(pc.field("drawn"))
-    chances = dict(zip(drawn["pair_id"].to_pylist(), drawn["inclusion_probability"].to_pylist(), strict=True))
-    waited: Metrics
-    if inbox is None:
-        opened, waited, verdicts = "simulated", {}, _simulated(job, pairs, chances)
-    else:
-        opened, waited, verdicts = _people(job, inbox, items, chances, clock, sleep)
-    _write(job, selection, items, verdicts)
-    estimates = estimate(views, selection, verdicts).to_json()
-    return _metrics(opened, selection, verdicts) | waited | {"estimates": estimates}
-
-
-def _inbox(config: AuditConfig) -> Path:
-    if not config.inbox:
+    """The stage with its clock and sleep passed in; only mode people and simulation over HTTP look at them."""
+    config = job.config
+    if config.mode == "off":
+        nothing = Selected(PAIRS.schema.empty_table(), nothing_selected(), GOLD.schema.empty_table())
+        _write_asked(job, nothing, VOTES.schema.empty_table())
+        return _write_heard(job, nothing, Heard("off"))
+    if config.mode == "people" and not (config.database or config.database_env or config.inbox):
         raise UsageError(
-            "audit.mode is people, but audit.inbox is not set: name the folder in which verdict files arrive, "
-            "as with --set audit.inbox=DIR."
+            "audit.mode is people, but neither audit.database, audit.database_env nor audit.inbox is set: name the "
+            "queue's database, or the folder in which verdict files arrive, as with --set audit.inbox=DIR."
         )
-    return Path(config.inbox).expanduser()
+    if config.mode == "simulated" and not job.given("oracle"):
+        raise UsageError("audit.mode is simulated, but there is no oracle for the auditors to follow: give --oracle.")
+    earlier = [Path(value) for value in job.values("earlier")]
+    pairs, votes = read_table(job.path("pairs"), PAIRS), read_table(job.path("votes"), VOTES)
+    views = opinions(pairs, votes)
+    selected = _select(job, pairs, votes, views, earlier)
+    # Before anybody is waited for: the page that compares judges with people looks there.
+    _write_asked(job, selected, votes)
+    heard = _ask(Terms(config, job.seed, job.out / ".gate", clock, sleep, earlier, job.progress), selected, job)
+    said, known = to_table(heard.verdicts), selected.gold.select(["pair_id", "winner"])
+    report = quarantine(pa.concat_tables([said, to_table(heard.gold)]), known, config.auditor_limits)
+    estimates = estimate(views, selected.selection, without(said, report.names), report.reliability).to_json()
+    return _write_heard(job, selected, heard) | {"estimates": estimates, "quarantine": report.to_json()}
 
 
-def _simulated(job: Job[AuditConfig], pairs: pa.Table, chances: dict[str, float]) -> pa.Table:
-    auditors = [Auditor(auditor.name, auditor.accuracy) for auditor in job.config.auditors]
-    verdicts = simulate(pairs, chances, auditors, _oracle(job.value("oracle")), job.seed, job.config.overlap)
-    job.progress("verdicts", len(verdicts), len(verdicts), "simulated")
-    return to_table(verdicts)
+def _select(
+    job: Job[AuditConfig], pairs: pa.Table, votes: pa.Table, views: Opinions, earlier: Sequence[Path]
+) -> Selected:
+    config = job.config
+    flags = raise_flags(pairs, votes, audited_groups(earlier))
+    reasons = Reasons(flags, config.weights, pairs["group"].to_pylist(), config.group_caps)
+    selection = select(views, config.budget, config.uniform_fraction, job.seed, reasons)
+    gold = GOLD.schema.empty_table()
+    if job.given("gold") and pc.any(selection["drawn"]).as_py():
+        known = read_table(job.path("gold"), GOLD).select(GOLD.schema.names)
+        gold = hidden_gold(known, pairs, round(config.gold_share * config.budget), job.seed)
+    return Selected(pairs, selection, gold)
+
+
+def _ask(terms: Terms, selected: Selected, job: Job[AuditConfig]) -> Heard:
+    config = terms.config
+    if config.mode == "people" and config.inbox:
+        return ask_by_files(terms, selected)
+    if config.mode == "people":
+        from audit.loop import ask_queue  # loads a database, which no other way needs
+
+        return ask_queue(terms, selected, _guidelines(config))
+    auditors = [Auditor(auditor.name, auditor.accuracy, auditor.kind) for auditor in config.auditors]
+    oracle = _oracle(job.value("oracle"))
+    if config.via == "http":
+        from audit.simulated_http import ask_over_http  # loads a database and a web server
+
+        return ask_over_http(terms, selected, auditors, oracle)
+    gold = dict.fromkeys(selected.gold_ids, math.nan)
+    said = simulate(selected.items(), selected.chances | gold, auditors, oracle, terms.seed, config.overlap)
+    terms.progress("verdicts", len(said), len(said), "simulated")
+    on_pairs = [verdict for verdict in said if verdict.pair_id not in gold]
+    return Heard("simulated", on_pairs, [verdict for verdict in said if verdict.pair_id in gold])
 
 
 def _oracle(folder: str) -> Callable[[Sequence[Pair]], list[float | None]]:
@@ -93,47 +133,73 @@ def _oracle(folder: str) -> Callable[[Sequence[Pair]], list[float | None]]:
     return difference
 
 
-def _people(
-    job: Job[AuditConfig],
-    inbox: Path,
-    items: pa.Table,
-    chances: dict[str, float],
-    clock: Callable[[], datetime],
-    sleep: Callable[[float], None],
-) -> tuple[str, Metrics, pa.Table]:
-    config = job.config
-    batch = Batch(chances, left=lambda pair_id: shown_left(job.seed, pair_id))
-    rule = Rule(config.quota, config.overlap, config.timeout_s)
-    gate = Gate(batch, rule, Inbox(inbox), job.out / ".gate", clock)
-    if chances:
-        job.progress("verdicts", 0, len(chances), f"items for people are in {publish(items, inbox)}")
-    look = wait(gate, config.poll_s, sleep, job.progress)
-    problems = {name: [asdict(problem) for problem in listed] for name, listed in gate.ledger.problems().items()}
-    write_json(job.out / "intake.json", {"counts": gate.ledger.counts(), "problems": problems})
-    metrics: Metrics = {
-        "handled": look.handled,
-        "wanted": look.wanted,
-        "intake": gate.ledger.counts(),
-        "problem_files": sorted(problems),
-    }
-    return str(look.opened), metrics, to_table(gate.ledger.verdicts.values())
+def _guidelines(config: AuditConfig) -> Guidelines:
+    """The texts that auditors see, each with a version made of its content."""
+    from audit.queue.model import Guidelines
+
+    version, text = _read(config.guidelines)
+    constitution_version, constitution = _read(config.constitution)
+    return Guidelines(version, text, constitution_version, constitution)
 
 
-def _write(job: Job[AuditConfig], selection: pa.Table, items: pa.Table, verdicts: pa.Table) -> None:
-    write_table(job.out / "selection.parquet", SELECTION, selection)
-    write_table(job.out / "items.parquet", ITEMS, items)
+def _read(name: str | None) -> tuple[str, str]:
+    """Version and text of a file; of a YAML file with principles, these as a numbered list."""
+    if name is None:
+        return "", ""
+    path = resolve(name)
+    if path.suffix in (".yaml", ".yml"):
+        listed = read_yaml(path).get("principles")
+        items = [item.get("text") if isinstance(item, dict) else item for item in listed or []]
+        if not items or not all(isinstance(item, str) for item in items):
+            raise UsageError(f"{path} has no list of texts under the key principles: give one, or a plain text file.")
+        return hash_file(path)[:8], "\n".join(f"{number}. {item}" for number, item in enumerate(items, start=1))
+    try:
+        return hash_file(path)[:8], path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text ({error}): check the path.") from error
+
+
+def _write_asked(job: Job[AuditConfig], selected: Selected, votes: pa.Table) -> None:
+    drawn = pa.array(list(selected.chances), pa.string())
+    write_table(job.out / "selection.parquet", SELECTION, selected.selection)
+    write_table(job.out / "items.parquet", ITEMS, selected.blind(job.seed))
+    for name, table, data in (("asked_pairs", PAIRS, selected.pairs), ("asked_votes", VOTES, votes)):
+        rows = data.select(table.schema.names).filter(pc.is_in(data["pair_id"], value_set=drawn))
+        write_table(job.out / f"{name}.parquet", table, rows)
+
+
+def _write_heard(job: Job[AuditConfig], selected: Selected, heard: Heard) -> Metrics:
+    winners = dict(zip(selected.gold_ids, selected.gold["winner"].to_pylist(), strict=True))
+    verdicts, gold = to_table(heard.verdicts), to_table(heard.gold)
+    known = pa.array([winners[pair_id] for pair_id in gold["pair_id"].to_pylist()], pa.string())
     write_table(job.out / "verdicts.parquet", VERDICTS, verdicts)
-
-
-def _metrics(opened: str, selection: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
-    strata = Counter(selection["stratum"].to_pylist())
+    write_table(job.out / "gold_verdicts.parquet", GOLD_VERDICTS, gold.append_column("gold_winner", known))
+    for name, table in (("pairs", PAIRS), ("votes", VOTES), ("verdicts", VERDICTS)):
+        write_table(job.out / f"late_{name}.parquet", table, getattr(heard.late, name))
+    if heard.rows is not None:
+        write_table(job.out / "queue_rows.parquet", VERDICTS, heard.rows)
+    if heard.intake is not None:
+        write_json(job.out / "intake.json", heard.intake)
+    write_json(job.out / "asked.json", {"source": "none"} | heard.asked)
+    strata = Counter(selected.selection["stratum"].to_pylist())
     return {
-        "gate": opened,
+        "gate": heard.opened,
         "simulated": any(verdicts["simulated"].to_pylist()),
-        "pairs": selection.num_rows,
+        "pairs": selected.selection.num_rows,
         "drawn": strata["uniform"] + strata["targeted"],
         "drawn_uniform": strata["uniform"],
         "drawn_targeted": strata["targeted"],
         "verdicts": verdicts.num_rows,
         "auditors": dict(sorted(Counter(verdicts["auditor"].to_pylist()).items())),
+        "gold": _gold_figures(heard, winners),
+        "late": {"verdicts": heard.late.new, "pairs": len(pc.unique(heard.late.verdicts["pair_id"]))},
+        **heard.metrics,
     }
+
+
+def _gold_figures(heard: Heard, winners: dict[str, str]) -> dict[str, Any]:
+    """By auditor: hidden gold items answered, and how many of them right."""
+    said = [verdict for verdict in in_force(heard.gold) if verdict.winner is not None]
+    right = Counter(verdict.auditor for verdict in said if verdict.winner == winners[verdict.pair_id])
+    answered = Counter(verdict.auditor for verdict in said)
+    return {name: {"answered": answered[name], "right": right[name]} for name in sorted(answered)}

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from store.errors import UsageError
 from store.files import atomic_write
-from store.tables import PROMPTS, read_table
+from store.stage import Job
+from store.tables import PROMPTS, Table, conform, read_table
 
 
 def read_prompts(path: Path, splits: Sequence[str], most: int = 0, seed: int = 0) -> list[dict[str, Any]]:
@@ -32,6 +33,17 @@ def read_prompts(path: Path, splits: Sequence[str], most: int = 0, seed: int = 0
         return rows
     chosen = sorted(random.Random(seed).sample(range(len(rows)), most))  # noqa: S311
     return [rows[index] for index in chosen]
+
+
+def read_joined(job: Job[Any], name: str, table: Table, allow_empty: bool = False) -> pa.Table:
+    """The tables of an input that may have several files, as one; all but the first may be empty."""
+    first, *others = (Path(value) for value in job.values(name))
+    tables = [read_table(first, table, allow_empty)]
+    if not others:
+        return tables[0]
+    tables += [read_table(path, table, allow_empty=True) for path in others]
+    joined = pa.concat_tables([data.select(table.schema.names) for data in tables])
+    return conform(joined, table, source=" with ".join(map(str, (first, *others))))
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -17,7 +17,7 @@ from audit import inbox as inbox_module
 from audit.answers import Batch
 from audit.gate import Gate, Look, Rule, wait
 from audit.inbox import Inbox
-from audit.verdicts import Verdict, chain, in_force, to_table
+from audit.verdicts import Verdict, chain, handled, in_force, to_table
 from store.errors import UsageError
 from store.files import read_lines
 from store.tables import VERDICTS, write_table
@@ -402,3 +402,29 @@ def test_an_inbox_that_is_a_file(tmp_path: Path) -> None:
 
 def _verdicts(gate: Gate) -> list[Verdict]:
     return chain(gate.ledger.verdicts.values())
+
+
+def test_hidden_gold_is_taken_in_and_opens_nothing(room: Room) -> None:
+    room.rule = Rule(quota=0.5, timeout_s=100.0)
+    batch = Batch(room.chances, left=lambda pair_id: "a", gold={"g0"})
+    gate = Gate(batch, room.rule, Inbox(room.inbox), room.state, room.clock)
+    room.put("ann.jsonl", {"pair_id": "g0", "auditor": "ann", "choice": "left"}, answer(0))
+    look = gate.look()
+    assert (look.handled, look.asked, look.wanted, look.opened) == (1, 4, 2, None)
+    assert {v.pair_id for v in gate.ledger.verdicts.values()} == {"g0", "p0"}
+    assert kinds(gate) == {"taken": 2}
+    again = Gate(batch, room.rule, Inbox(room.inbox), room.state, room.clock)
+    (gold,) = [v for v in again.ledger.verdicts.values() if v.pair_id == "g0"]
+    assert math.isnan(gold.inclusion_probability), "nobody drew it, also after a restart"
+    assert to_table([gold])["inclusion_probability"].to_pylist() == [None]
+
+
+def test_where_skips_go_to_others_only_winners_in_force_count(room: Room) -> None:
+    def verdict(number: int, auditor: str, winner: str | None, supersedes: str | None = None) -> Verdict:
+        return Verdict(f"v{number}", "p0", auditor, winner, "a", 1.0, START, 0.5, supersedes=supersedes)
+
+    rows = [verdict(0, "ann", "a"), verdict(1, "bob", None)]
+    assert handled(rows, 2) == {"p0"}
+    assert handled(rows, 2, skips_count=False) == set()
+    assert handled(rows, 1, skips_count=False) == {"p0"}
+    assert handled([*rows, verdict(2, "ann", None, "v0")], 1, skips_count=False) == set(), "taken back"

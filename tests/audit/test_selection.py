@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import stats
 
+from audit.config import DoubtWeights
+from audit.doubt import estimated_error, explain, raise_flags
 from audit.draws import side, unit
-from audit.inclusion import inclusion
+from audit.inclusion import EVERY_OTHER, inclusion
 from audit.opinions import opinions
-from audit.selection import NONE, TARGETED, UNIFORM, draw, nothing_selected, select
+from audit.selection import NONE, TARGETED, UNIFORM, Reasons, draw, hidden_gold, nothing_selected, select
 from store.tables import SELECTION, conform
 
 
@@ -133,3 +137,142 @@ def test_budget_zero_draws_nothing_and_says_so(views) -> None:
     table = select(opinions(*views), 0, 0.3, seed=5)
     assert not any(table["drawn"].to_pylist())
     assert set(table["inclusion_probability"].to_pylist()) == {0.0}
+
+
+# reasons beyond the votes
+
+
+def flagged(make_pairs, make_votes, n: int = 40):
+    """Every pair has the same votes; p0 is in a new group, p1 a canary, and half of p2's votes failed."""
+    votes = [(i, "j", order, 0.8) for i in range(n) for order in ("ab", "ba")]
+    votes = [(*vote[:3], None) if vote[0] == 2 and vote[2] == "ba" else vote for vote in votes]
+    table = make_votes(votes)
+    pairs = make_pairs(n)
+    groups = pa.array(["new", *["g"] * (n - 1)])
+    pairs = pairs.set_column(pairs.schema.names.index("group"), pairs.schema.field("group"), groups)
+    marks = pa.array([pair == "p1" or None for pair in table["pair_id"].to_pylist()])
+    return pairs, table.append_column("canary", marks)
+
+
+def test_flags_are_parts_of_the_doubt(make_pairs, make_votes) -> None:
+    """By hand: margin 0.2, disagreement 0, flips 0 make 0.2 / 3; a flag of weight w adds w/2 above and w below."""
+    pairs, votes = flagged(make_pairs, make_votes)
+    views = opinions(pairs, votes)
+    flags = raise_flags(pairs, votes, {"g"})
+    u = estimated_error(views, flags, DoubtWeights(new_group=3, gate_failure=2))
+    assert u[3] == pytest.approx(0.2 / 3)
+    assert u[0] == pytest.approx((0.2 + 3 * 0.5) / (3 + 3))
+    assert u[1] == pytest.approx((0.2 + 0.5) / (3 + 1))
+    # No judge answered p2 in both orders, so flips are unknown; half of its votes failed.
+    assert u[2] == pytest.approx((0.2 + 2 * 0.5 * 0.5) / (2 + 2 * 0.5))
+    without = estimated_error(views, flags, DoubtWeights(new_group=0, canary=0, gate_failure=0))
+    np.testing.assert_allclose(without, estimated_error(views))
+    assert (u >= without - 1e-12).all(), "a flag never lowers the doubt"
+
+
+def test_no_group_is_new_before_the_first_audit(make_pairs, make_votes) -> None:
+    pairs, votes = flagged(make_pairs, make_votes)
+    assert raise_flags(pairs, votes, set()).new_group.sum() == 0
+
+
+def test_reasons_name_the_parts_and_their_weights(make_pairs, make_votes) -> None:
+    pairs, votes = flagged(make_pairs, make_votes)
+    reasons = Reasons(raise_flags(pairs, votes, {"g"}), DoubtWeights(new_group=2))
+    rows = select(opinions(pairs, votes), 20, 0.3, seed=1, reasons=reasons).to_pylist()
+    targeted = select(opinions(pairs, votes), 39, 0.3, seed=1, reasons=reasons).to_pylist()
+    assert "its group is new to audits" in rows[0]["reason"]
+    assert "a canary" in rows[1]["reason"]
+    assert "50 % of the votes without a valid answer" in rows[2]["reason"]
+    for row in [*rows, *targeted]:
+        if row["stratum"] == TARGETED:
+            assert "margin 0.20 x 1" in row["reason"]
+    words = explain(opinions(pairs, votes), reasons.flags, reasons.weights)
+    assert words[0] == "margin 0.20 x 1, disagreement 0.00 x 1, order flips 0.00 x 1, new group 0.50 x 2"
+    assert words[2] == "margin 0.20 x 1, disagreement 0.00 x 1, gate failure 0.50 x 0.5"
+
+
+def test_weights_of_zero_leave_all_equal(make_pairs, make_votes) -> None:
+    pairs, votes = flagged(make_pairs, make_votes)
+    zero = DoubtWeights(margin=0, disagreement=0, order_flips=0, new_group=0, canary=0, gate_failure=0)
+    np.testing.assert_allclose(estimated_error(opinions(pairs, votes), None, zero), 0.5)
+
+
+# caps per group
+
+
+def capped_by_bisection(u: np.ndarray, n: float, eps: float, groups: list[str], caps: dict[str, float]) -> np.ndarray:
+    """The same probabilities by another road: one multiplier for all, found by bisection, and within a group that it
+    would take over its cap a multiplier of the group's own, found so too."""
+    q = eps / len(u) + (1 - eps) * np.sqrt(u) / np.sqrt(u).sum()
+    names = np.array(groups)
+
+    def scaled(rows: np.ndarray, total: float) -> np.ndarray:
+        if total >= rows.sum():
+            return np.ones(rows.sum())
+        low, high = 0.0, 1e9
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.minimum(1, middle * q[rows]).sum() < total else (low, middle)
+        return np.minimum(1, low * q[rows])
+
+    def at(k: float) -> np.ndarray:
+        pi = np.minimum(1, k * q)
+        for name, cap in caps.items():
+            rows = names == name
+            if pi[rows].sum() > cap:
+                pi[rows] = scaled(rows, cap)
+        return pi
+
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle).sum() < n else (low, middle)
+    return at(low)
+
+
+@pytest.mark.parametrize(
+    ("n", "caps"), [(30, {"x": 5}), (30, {"x": 5, "y": 8}), (60, {"x": 2, "y": 40}), (90, {"x": 9})]
+)
+def test_caps_against_bisection(n: int, caps: dict[str, float]) -> None:
+    u = errors(100, seed=4)
+    groups = ["x"] * 40 + ["y"] * 40 + ["z"] * 20
+    chance = inclusion(u, n, 0.3, groups, caps)
+    np.testing.assert_allclose(chance.total, capped_by_bisection(u, n, 0.3, groups, caps), atol=1e-6)
+    for name, cap in caps.items():
+        assert chance.total[np.array(groups) == name].sum() <= cap + 1e-9
+    np.testing.assert_allclose(1 - (1 - chance.uniform) * (1 - chance.targeted), chance.total, atol=1e-12)
+
+
+def test_caps_that_bind_everywhere_shrink_the_audit() -> None:
+    chance = inclusion(errors(100), 50, 0.3, ["x"] * 50 + ["y"] * 50, {EVERY_OTHER: 7, "y": 3})
+    assert chance.total[:50].sum() == pytest.approx(7)
+    assert chance.total[50:].sum() == pytest.approx(3)
+    np.testing.assert_allclose(inclusion(errors(100), 50, 0.3, ["x"] * 100, {"other": 3}).total.sum(), 50)
+
+
+def test_draws_under_caps_have_their_probabilities() -> None:
+    """Law 6: what is recorded is what happens, for capped and other groups alike."""
+    u, groups = errors(60), ["x"] * 30 + ["y"] * 30
+    chance = inclusion(u, 20, 0.3, groups, {"x": 4})
+    ids, repeats = [f"p{i}" for i in range(60)], 2000
+    drawn = np.array([[stratum != NONE for stratum in draw(ids, chance, seed)] for seed in range(repeats)])
+    z = (drawn.mean(axis=0) - chance.total) / np.sqrt(chance.total * (1 - chance.total) / repeats)
+    assert np.abs(z).max() < 4.5
+    assert stats.chi2.sf((z**2).sum(), 60) > 1e-4
+    assert drawn[:, :30].sum(axis=1).mean() == pytest.approx(4, abs=0.25)
+
+
+# hidden gold
+
+
+def test_hidden_gold_is_drawn_at_random_and_never_a_judged_pair(make_pairs) -> None:
+    pairs, gold = make_pairs(5), make_pairs(50).append_column("winner", pa.array(["a"] * 50))
+    one = hidden_gold(gold, pairs, 10, seed=1)["pair_id"].to_pylist()
+    assert len(set(one)) == 10
+    assert not set(one) & set(pairs["pair_id"].to_pylist())
+    assert one == hidden_gold(gold, pairs, 10, seed=1)["pair_id"].to_pylist()
+    assert one != hidden_gold(gold, pairs, 10, seed=2)["pair_id"].to_pylist()
+    assert hidden_gold(gold, pairs, 100, seed=1).num_rows == 45
+    assert hidden_gold(gold, pairs, 0, seed=1).num_rows == 0
+    counts = Counter(name for seed in range(400) for name in hidden_gold(gold, pairs, 9, seed)["pair_id"].to_pylist())
+    assert stats.chisquare([counts[f"p{i}"] for i in range(5, 50)]).pvalue > 1e-4

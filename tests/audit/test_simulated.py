@@ -94,3 +94,14 @@ def test_a_pair_is_judged_alike_whatever_else_is_drawn(make_pairs) -> None:
     many = {row.pair_id: row.winner for row in run(make_pairs, [Auditor("x", 0.5)], n=50)}
     few = simulate(make_pairs(50), {"p7": 0.5, "p8": 0.5}, [Auditor("x", 0.5)], oracle, 1)
     assert {row.pair_id: row.winner for row in few} == {name: many[name] for name in ("p7", "p8")}
+
+
+def test_a_troll_always_errs_and_a_left_clicker_always_names_the_left(make_pairs) -> None:
+    troll = run(make_pairs, [Auditor("t", 0.9, "troll")])
+    assert not any(map(follows, troll))
+    assert all(row.simulated and row.auditor == "simulated-t" for row in troll)
+    left = run(make_pairs, [Auditor("l", 0.9, "left")])
+    assert all(row.winner == row.shown_left for row in left)
+    assert stats.binomtest(sum(map(follows, left)), 400, 0.5).pvalue > 1e-3
+    blind = run(make_pairs, [Auditor("l", 0.9, "left")], n=3, oracle=lambda pairs: [None] * len(pairs))
+    assert all(row.winner == row.shown_left for row in blind), "it never looks"

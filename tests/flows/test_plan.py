@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from audit.config import AuditConfig
 from flows.load import load_round
-from flows.plan import plan_round, stage_seed
+from flows.plan import audit_config, plan_round, stage_seed
 from flows.specs import STAGES
 from flows.workspace import Workspace
 
@@ -47,3 +48,30 @@ def test_the_shipped_configs_are_valid(tmp_path: Path) -> None:
 
     for path in CONFIGS.glob("*.yaml"):
         load(RoundConfig, path)
+
+
+def test_the_audits_database_lies_in_the_workspace_unless_named(tmp_path: Path) -> None:
+    root = tmp_path
+    assert audit_config(AuditConfig(), root).database == str(root / "audit.db")
+    assert audit_config(AuditConfig(database="mine.db"), root).database == str(root / "mine.db")
+    assert audit_config(AuditConfig(database="/elsewhere/mine.db"), root).database == "/elsewhere/mine.db"
+    assert audit_config(AuditConfig(database="postgresql://h/x"), root).database == "postgresql://h/x"
+    assert audit_config(AuditConfig(database_env="X"), root).database is None
+    assert audit_config(AuditConfig(inbox="in"), root).database is None
+    assert audit_config(AuditConfig(), root, wait=True).wait
+    assert audit_config(AuditConfig(), root, wait=True).identity() == AuditConfig().identity()
+
+
+def test_a_later_round_takes_in_what_came_late(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    steps = {step.stage: step for step in plan_round(first)}
+    assert steps["audit"].inputs["earlier"] == []
+    assert len(steps["aggregate"].inputs["verdicts"]) == 1
+    folder = first.stage("audit")
+    folder.mkdir()
+    (folder / "asked.json").write_text("{}")
+    steps = {step.stage: step for step in plan_round(begin(tmp_path))}
+    assert steps["audit"].inputs["earlier"] == [str(folder)]
+    for name in ("pairs", "votes", "verdicts"):
+        last = Path(steps["aggregate"].inputs[name][-1])
+        assert (last.parent.name, last.name) == ("audit", f"late_{name}.parquet")

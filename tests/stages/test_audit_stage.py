@@ -15,9 +15,10 @@ from audit.items import ITEMS
 from flows.specs import STAGES
 from flows.stages.audit import audit, run
 from store.config import parse
-from store.errors import UsageError
+from store.errors import UsageError, WaitingError
+from store.hashing import short_id
 from store.stage import Job, Outcome, Source, run_stage
-from store.tables import PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+from store.tables import GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
 
 GOOD, BAD = "Nobody owns Antarctica.", "Antarctica Antarctica owns the the"
 
@@ -35,8 +36,8 @@ def tables(tmp_path: Path) -> dict[str, str]:
                 "prompt": "Which country owns Antarctica?",
                 "rollout_a": f"r{i}a",
                 "rollout_b": f"r{i}b",
-                "response_a": GOOD if good_first else BAD,
-                "response_b": BAD if good_first else GOOD,
+                "response_a": GOOD if good_first else f"{BAD} {i}",
+                "response_b": f"{BAD} {i}" if good_first else GOOD,
                 "group": "facts",
                 "split": "train",
                 "reference": GOOD,
@@ -127,7 +128,7 @@ def test_simulated_with_the_shipped_oracle(tmp_path: Path, tables: dict[str, str
 def test_people_through_the_inbox_and_a_kill(tmp_path: Path, tables: dict[str, str]) -> None:
     """Someone reads the published items and answers in two files; the stage is killed between them."""
     inbox = tmp_path / "inbox"
-    config = AuditConfig(mode="people", budget=60, inbox=str(inbox), poll_s=10, timeout_s=1000)
+    config = AuditConfig(mode="people", budget=60, inbox=str(inbox), wait=True, poll_s=10, timeout_s=1000)
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
     naps = [0]
 
@@ -195,7 +196,7 @@ def test_items_reveal_nothing(tmp_path: Path, tables: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"mode": "people"}, "audit.inbox is not set"), ({"mode": "simulated"}, "no oracle")],
+    [({"mode": "people"}, "neither audit.database"), ({"mode": "simulated"}, "no oracle")],
 )
 def test_what_is_missing_is_said(tmp_path: Path, tables: dict[str, str], config: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -224,3 +225,177 @@ def test_an_oracle_that_only_compares(tmp_path: Path, tables: dict[str, str]) ->
 def test_config_is_checked(value: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(AuditConfig, value, "round.yaml")
+
+
+@pytest.fixture
+def gold(tmp_path: Path) -> str:
+    """Ten pairs with known winners: a on even ones."""
+    rows = [
+        {
+            "pair_id": short_id("gold", i),
+            "prompt_id": f"g{i}",
+            "prompt": "Which country owns Antarctica?",
+            "rollout_a": f"g{i}a",
+            "rollout_b": f"g{i}b",
+            "response_a": GOOD if i % 2 == 0 else f"{BAD} gold {i}",
+            "response_b": f"{BAD} gold {i}" if i % 2 == 0 else GOOD,
+            "group": "facts",
+            "split": "calibration",
+            "reference": GOOD,
+            "winner": "a" if i % 2 == 0 else "b",
+        }
+        for i in range(10)
+    ]
+    write_table(tmp_path / "gold.parquet", GOLD, pa.Table.from_pylist(rows, schema=GOLD.schema))
+    return str(tmp_path / "gold.parquet")
+
+
+def test_hidden_gold_measures_auditors_and_enters_nothing_else(
+    tmp_path: Path, tables: dict[str, str], gold: str
+) -> None:
+    given = tables | {"oracle": "tiny-oracle"}
+    auditors = [SimulatedAuditor(name="sure", accuracy=1.0), SimulatedAuditor(name="troll", kind="troll")]
+    config = {"mode": "simulated", "budget": 20, "overlap": 2, "gold_share": 0.3, "auditors": auditors}
+    plain = stage(tmp_path, given, out="plain", **config)
+    done = stage(tmp_path, given | {"gold": gold}, **config)
+    assert done.manifest.metrics["gold"] == {
+        "simulated-sure": {"answered": 6, "right": 6},
+        "simulated-troll": {"answered": 6, "right": 0},
+    }
+    for name in ("selection", "verdicts", "late_verdicts"):
+        assert (done.folder / f"{name}.parquet").read_bytes() == (plain.folder / f"{name}.parquet").read_bytes()
+    rows = pq.read_table(done.folder / "gold_verdicts.parquet").to_pylist()
+    assert all(row["inclusion_probability"] is None and row["gold_winner"] in "ab" for row in rows)
+    items = read_table(done.folder / "items.parquet", ITEMS)
+    assert items.num_rows == done.manifest.metrics["drawn"] + 6
+
+
+def test_gold_in_an_inbox_looks_like_any_item(tmp_path: Path, tables: dict[str, str], gold: str) -> None:
+    given = tables | {"gold": gold}
+    inbox = tmp_path / "inbox"
+    config = {"mode": "people", "inbox": str(inbox), "budget": 20, "gold_share": 0.5}
+    with pytest.raises(WaitingError):
+        stage(tmp_path, given, **config)
+    (folder,) = (inbox / "items").iterdir()
+    items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    own = set(pq.read_table(gold)["pair_id"].to_pylist())
+    assert not own & {item["pair_id"] for item in items}, "whoever has the gold file cannot look an item up"
+    lines = [
+        {"pair_id": item["pair_id"], "auditor": "ann", "choice": "left" if item["left"] == GOOD else "right"}
+        for item in items
+    ]
+    (inbox / "ann.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = stage(tmp_path, given, **config)
+    metrics = done.manifest.metrics
+    assert metrics["gold"] == {"ann": {"answered": 10, "right": 10}}
+    assert metrics["verdicts"] == metrics["drawn"] == metrics["handled"]
+    assert set(pq.read_table(done.folder / "gold_verdicts.parquet")["pair_id"].to_pylist()) == own
+    assert metrics["intake"]["foreign"] == 0
+
+
+def test_people_through_the_queue(tmp_path: Path, tables: dict[str, str], gold: str) -> None:
+    """The stage says that it waits; people answer in the queue; the same call goes on. Where the database lies and how
+    it is waited for is no part of the key, and in no file of the stage."""
+    from audit.loop import open_queue
+    from audit.queue.model import Answer, Role
+    from audit.queue.people import People
+
+    principles = tmp_path / "constitution.yaml"
+    principles.write_text("principles:\n- text: It is true.\n- It is kind.\n")
+    config = {"mode": "people", "budget": 10, "constitution": str(principles)}
+    url = str(tmp_path / "audit.db")
+    given = tables | {"gold": gold}
+    for _ in range(2):
+        with pytest.raises(WaitingError, match="Waiting for people: 0 of"):
+            stage(tmp_path, given, database=url, **config)
+    assert not (tmp_path / "out").exists()
+    with open_queue(url, lambda: datetime.now(UTC)) as queue:
+        (batch,) = queue.batches()
+        assert queue.guidelines(batch.batch_id).constitution == "1. It is true.\n2. It is kind."
+        ann = People(queue.database, lambda: datetime.now(UTC)).add("ann", Role.AUDITOR).id
+        while claim := queue.claim(ann):
+            choice = "left" if claim.item.left == GOOD else "right"
+            queue.submit(ann, claim.item.item_id, claim.token, Answer(choice), str(claim.token))
+    done = stage(tmp_path, given, database=url, **config)
+    metrics = done.manifest.metrics
+    assert (metrics["gate"], metrics["verdicts"], metrics["batch"]) == ("quota", metrics["drawn"], batch.name)
+    assert metrics["gold"] == {"ann": {"answered": 1, "right": 1}}
+    verdicts = read_table(done.folder / "verdicts.parquet", VERDICTS).to_pylist()
+    assert all(row["winner"] == ("a" if int(row["pair_id"][1:]) % 2 == 0 else "b") for row in verdicts)
+    assert stage(tmp_path, given, database="elsewhere.db", wait=True, poll_s=1, **config).reused
+    for path in done.folder.rglob("*"):
+        assert not path.is_file() or b"audit.db" not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_simulated_auditors_through_a_real_server(tmp_path: Path, tables: dict[str, str], gold: str) -> None:
+    """Over HTTP they say what they say directly; only ids, times and sides differ. All rows are marked."""
+    given = tables | {"oracle": "tiny-oracle", "gold": gold}
+    auditors = [
+        SimulatedAuditor(name="careful", accuracy=0.9),
+        SimulatedAuditor(name="troll", kind="troll"),
+        SimulatedAuditor(name="lefty", kind="left"),
+    ]
+    config = {"mode": "simulated", "budget": 30, "overlap": 3, "auditors": auditors}
+    direct = stage(tmp_path, given, out="direct", **config)
+    done = stage(tmp_path, given, via="http", **config)
+    said = {}
+    for name, outcome in (("direct", direct), ("http", done)):
+        rows = read_table(outcome.folder / "verdicts.parquet", VERDICTS).to_pylist()
+        assert all(row["simulated"] and row["auditor"].startswith("simulated-") for row in rows)
+        assert all(row["winner"] == row["shown_left"] for row in rows if row["auditor"] == "simulated-lefty")
+        said[name] = {
+            (row["pair_id"], row["auditor"]): row["winner"] for row in rows if row["auditor"] != "simulated-lefty"
+        }
+        assert len(rows) == 3 * outcome.manifest.metrics["drawn"]
+    assert said["http"] == said["direct"]
+    assert done.manifest.metrics["simulated"] is True
+    assert done.manifest.metrics["gold"]["simulated-troll"] == {"answered": 3, "right": 0}
+    assert all(pq.read_table(done.folder / "queue_rows.parquet")["simulated"].to_pylist())
+    assert not list(done.folder.glob("**/*.db")), "the queue was for this run alone"
+
+
+def test_late_files_in_an_inbox_count_in_the_next_round(tmp_path: Path, tables: dict[str, str]) -> None:
+    inbox = tmp_path / "inbox"
+    config = {"mode": "people", "inbox": str(inbox), "budget": 60, "timeout_s": 0}
+    first = stage(tmp_path, tables, out="first", **config)
+    items = pq.read_table(first.folder / "items.parquet").to_pylist()[:3]
+    lines = [{"pair_id": item["pair_id"], "auditor": "ann", "choice": "tie"} for item in items]
+    (inbox / "late.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs, votes = (pq.read_table(tables[name]) for name in ("pairs", "votes"))
+    other = {}
+    for name, data in (("pairs", pairs), ("votes", votes)):
+        columns = [c for c in ("pair_id", "vote_id") if c in data.column_names]
+        for column in columns:
+            renamed = pa.array([f"second-{value}" for value in data[column].to_pylist()])
+            data = data.set_column(data.schema.names.index(column), data.schema.field(column), renamed)
+        pq.write_table(data, tmp_path / f"second-{name}.parquet")
+        other[name] = str(tmp_path / f"second-{name}.parquet")
+    given = inputs(other) | {"earlier": inputs({"earlier": str(first.folder)})["earlier"]}
+    done = run_stage("audit", run, inputs=given, config=AuditConfig(**config), seed=18, out=tmp_path / "second")
+    assert done.manifest.metrics["late"] == {"verdicts": 3, "pairs": 3}
+    late = read_table(done.folder / "late_verdicts.parquet", VERDICTS).to_pylist()
+    assert {row["pair_id"] for row in late} == {item["pair_id"] for item in items}
+    assert read_table(done.folder / "late_pairs.parquet", PAIRS).num_rows == 3
+    assert read_table(done.folder / "late_votes.parquet", VOTES).num_rows == 6
+
+    made = run_stage(
+        "aggregate",
+        STAGES["aggregate"].load(),
+        inputs={
+            "pairs": _files(other["pairs"], done.folder / "late_pairs.parquet"),
+            "votes": _files(other["votes"], done.folder / "late_votes.parquet"),
+            "verdicts": _files(done.folder / "verdicts.parquet", done.folder / "late_verdicts.parquet"),
+        },
+        config=STAGES["aggregate"].config(method="mean", keep_ties=True, min_confidence=0.5),
+        seed=1,
+        out=tmp_path / "aggregate",
+    )
+    rows = pq.read_table(made.folder / "preferences.parquet").to_pylist()
+    human = {row["pair_id"] for row in rows if row["source"] == "human"}
+    assert human == {item["pair_id"] for item in items}
+
+
+def _files(*paths: object) -> list[Source]:
+    kind = {spec.name: spec.source for spec in STAGES["aggregate"].inputs}["pairs"]
+    return [kind(str(path)) for path in paths]

@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
         one.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright holds an event loop: not in the way of others
 def chromium() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'rlaif[test]'")
     if CHROMIUM is None:
