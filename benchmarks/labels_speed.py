@@ -18,12 +18,11 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from judges.preferences import make_preferences  # noqa: E402
-
 from benchmarks.simulated_panels import gold_table, panel, votes_table  # noqa: E402
 from judges.aggregation.bradley_terry import rate_rollouts  # noqa: E402
 from judges.aggregation.labels import checked_votes  # noqa: E402
 from judges.aggregation.methods import METHODS  # noqa: E402
+from judges.preferences import make_preferences  # noqa: E402
 from store.tables import PAIRS, PREFERENCES, VOTES, read_table, write_table  # noqa: E402
 
 PAIRS_COUNT, JUDGES, PER_PROMPT = 100_000, 5, 6

@@ -44,6 +44,9 @@ class RoundConfig(Config):
     calibration: str | None = Field(None, description="pairs with gold winners, to measure judges on")
     judges: list[str] = Field(min_length=1, description="judges of the training pairs: shipped names or folders")
     evaluation_judges: list[str] = Field(min_length=1, description="judges of the evaluation; best not those above")
+    judge_checks: list[str] = Field(
+        [], description="reports of rlaif judges check --json on the judges, for the gate's limit on canaries"
+    )
     oracle: str | None = Field(None, description="program judge for expected reward and simulated auditors")
     replay_rounds: Annotated[int, Field(ge=0)] = Field(
         3, description="earlier rounds whose preferences are trained on too"

@@ -15,7 +15,7 @@ from store.resources import CONFIGS, PREFIX, resolve
 
 _FILES = ("prompts", "demonstrations", "calibration")
 _NAMES = ("policy", "oracle")
-_LISTS = ("judges", "evaluation_judges")
+_LISTS = ("judges", "evaluation_judges", "judge_checks")
 
 
 def find_config(name: str) -> Path:
@@ -78,6 +78,8 @@ def check_references(config: RoundConfig) -> None:
     for key in _FILES:
         if (name := getattr(config, key)) is not None:
             resolve(name)
+    for name in config.judge_checks:
+        resolve(name)
     check_model(config.policy)
     for judge in [*config.judges, *config.evaluation_judges, *([config.oracle] if config.oracle else [])]:
         load_judge(judge)

@@ -6,18 +6,22 @@ in one sentence, so that no stage starts on a table it would misread. Extra colu
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.errors import UsageError
-from store.files import atomic_write
+from store.files import atomic_write, remove, sync_folder
 
 SCHEMA_VERSION = 1
+
+_PARTS = "rlaif.parts"
 
 
 class Status(StrEnum):
@@ -294,22 +298,44 @@ TABLES = {
 }
 
 
-def write_table(path: Path, table: Table, data: pa.Table, metadata: dict[str, str] | None = None) -> Path:
+def write_table(
+    path: Path, table: Table, data: pa.Table, metadata: dict[str, str] | None = None, part_rows: int = 0
+) -> Path:
     """Write `data` as parquet at `path`, atomically, after checking it against `table`.
 
-    The bytes depend only on the rows, the schema and `metadata`: nothing of the clock or the machine is written.
+    The bytes depend only on the rows, the schema and `metadata`: nothing of the clock or the machine is written. Where
+    there are more than `part_rows` (0: never), `path` becomes a folder of part files with so many rows each at most.
     Raises UsageError where the data does not fit the schema.
     """
     data = conform(data, table, source=str(path))
     tags = {"rlaif.table": table.name, "rlaif.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
+    if part_rows and data.num_rows > part_rows:
+        return _write_parts(path, data, tags, part_rows)
     data = data.replace_schema_metadata(tags)
     with atomic_write(path) as beside:
         pq.write_table(data, beside, compression="zstd")
     return path
 
 
+def _write_parts(path: Path, data: pa.Table, tags: dict[str, str], part_rows: int) -> Path:
+    """Each part says how many there are, so that a folder which has lost one is never taken for a whole table."""
+    starts = range(0, data.num_rows, part_rows)
+    data = data.replace_schema_metadata({**tags, _PARTS: str(len(starts))})
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        for number, start in enumerate(starts):
+            with atomic_write(beside / f"part-{number:05d}.parquet") as file:
+                pq.write_table(data.slice(start, part_rows), file, compression="zstd")
+        remove(path)
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    finally:
+        remove(beside)
+    return path
+
+
 def read_table(path: Path, table: Table, allow_empty: bool = False) -> pa.Table:
-    """Read the parquet file at `path` and check it against `table`.
+    """Read the parquet file at `path`, or the folder of part files, and check it against `table`.
 
     Raises UsageError, in one sentence, for a missing or unreadable file, a missing column, a wrong type, a null where
     none may be, a duplicate key, a newer schema version, or (unless `allow_empty`) a table without rows.
@@ -323,6 +349,13 @@ def read_table(path: Path, table: Table, allow_empty: bool = False) -> pa.Table:
         raise UsageError(
             f"The {table.name} file {path} cannot be read as parquet ({first}): restore it or make it again."
         ) from error
+    parts = (data.schema.metadata or {}).get(_PARTS.encode())
+    present = len(list(path.glob("[!._]*"))) if path.is_dir() else 1
+    if parts is not None and parts != str(present).encode():
+        raise UsageError(
+            f"The {table.name} folder {path} has {present} of its {parts.decode(errors='replace')} part files: restore "
+            f"the others or make it again."
+        )
     version = (data.schema.metadata or {}).get(b"rlaif.schema_version")
     if version is not None and (not version.isdigit() or int(version) > SCHEMA_VERSION):
         raise UsageError(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 
 import click
+from rich.console import Console
 
+from flows.cli.audit import audit
 from flows.cli.doctor import doctor
+from flows.cli.explain import explain
 from flows.cli.judges import judges
+from flows.cli.labels import labels
+from flows.cli.output import Output
 from flows.cli.run import report, run, status
 from flows.cli.stage import stage
-from store.errors import RlaifError, UsageError
+from store.errors import RlaifError, UsageError, WaitingError
 from store.manifest import code_version
 
 
@@ -23,7 +28,7 @@ def rlaif() -> None:
     """
 
 
-for command in (run, status, report, stage, judges, doctor):
+for command in (run, status, report, explain, stage, judges, labels, audit, doctor):
     rlaif.add_command(command)
 
 
@@ -34,8 +39,10 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except RlaifError as error:
+        if error.details:
+            Output(Console(stderr=True)).line(error.details)
         click.echo(f"rlaif: {error}", err=True)
-        sys.exit(error.exit_code if error.exit_code == UsageError.exit_code else 1)
+        sys.exit(error.exit_code if isinstance(error, UsageError | WaitingError) else 1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("rlaif: interrupted. What was finished is kept; the same rlaif run goes on from there.", err=True)
         sys.exit(130)

@@ -244,12 +244,12 @@ class _Reader:
         if stage not in self.manifests:
             return None
         path = self.folder / stage / name
-        if not path.is_file():
+        if not path.exists():
             if not optional:
                 self.problems.append(f"{stage}/{name} is missing, so what depends on it is not shown.")
             return None
         try:
-            present = pq.read_schema(path).names
+            present = pq.ParquetDataset(path, partitioning=None).schema.names
             missing = [column for column in columns or [] if column not in present]
             wanted = None if columns is None else [column for column in columns if column in present]
             frame: pd.DataFrame = pq.read_table(path, columns=wanted, partitioning=None).to_pandas()

@@ -314,8 +314,17 @@ def preferences(round_: Round) -> dict[str, Any] | None:
         if sources
         else None,
         "dropped": reasons,
+        "gate": _gate(metrics.get("gate")),
         "others": others,
     }
+
+
+def _gate(gate: Any) -> dict[str, Any] | None:
+    """The judges' gate: what it measured, and why a person went on past it."""
+    if not isinstance(gate, dict):
+        return None
+    checks = [check for check in gate.get("checks", []) if check["state"] not in ("off", "unmeasured")]
+    return {"passed": gate.get("passed"), "override": gate.get("override"), "checks": checks}
 
 
 def audit(round_: Round) -> dict[str, Any] | None:

@@ -1,75 +1,98 @@
-"""Stage aggregate: votes and people's verdicts become preferences and ratings.
+"""Stage aggregate: votes and people's verdicts become labels, preferences and ratings.
 
-Writes preferences.parquet and ratings.parquet. It works on anybody's votes and pairs tables, without a workspace.
+Writes labels.parquet, preferences.parquet (a folder of part files with `part_rows`) and ratings.parquet, and with
+verdicts quarantine.parquet: the auditors, and who of them is set aside. Everything is made without these: labels, what
+the method is fitted on, ratings.
+
+It works on anybody's votes, without a workspace. A votes table names prompts and rollouts but holds no text, so without
+a pairs table there are labels and ratings, to be joined with the texts wherever these are, and no preferences.
+
+Before anything is written the judges must pass the gate (`judges.gate`). It is here and not in the judge stage because
+its limits, and a person's decision to go on past one, must not cost the votes: they are the dear part, and are kept.
 """
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from audit.quarantine import QUARANTINE
+from flows.stages.tables import read_joined
+from flows.stages.verdicts import read_verdicts
 from judges.aggregation.bradley_terry import rate_rollouts
 from judges.aggregation.gold import anchors
-from judges.aggregation.labels import checked_votes
+from judges.aggregation.labels import LABELS, checked_votes
 from judges.aggregation.methods import method_of
-from judges.aggregation.preferences import make_preferences
-from judges.aggregation.verdicts import override, read_people
+from judges.aggregation.verdicts import People, override, read_people
 from judges.config import AggregateConfig
-from judges.metrics import account
+from judges.gate import check_gate, decide, gold_agreement, label_entropy
+from judges.metrics import account, agreement, split_by_judge
+from judges.preferences import Preferences, make_preferences
+from judges.preferences.contamination import HeldOut
+from judges.preferences.lineage import metadata
+from judges.preferences.sides import check_sides, sides_of
 from store.errors import RlaifError, UsageError
+from store.files import read_json
 from store.stage import Job, Metrics
-from store.tables import GOLD, PAIRS, PREFERENCES, ROLLOUT_RATINGS, VERDICTS, VOTES, read_table, write_table
+from store.tables import GOLD, PAIRS, PREFERENCES, PROMPTS, ROLLOUT_RATINGS, VOTES, read_table, write_table
 
 
 def run(job: Job[AggregateConfig]) -> Metrics:
-    """See the module. metrics: `pairs`, `preferences`, `human`, `dropped` by reason, `mean_confidence`, and more.
+    """See the module. metrics: `pairs`, `preferences`, `human`, `dropped` by reason, `mean_confidence`, `gate`, and
+    more; what is about preferences only with a pairs table.
 
-    Raises UsageError for input that does not fit, RlaifError where no preference is left.
+    Raises UsageError for input that does not fit, GateError where the judges do not pass, RlaifError where no
+    preference is left.
     """
     config = job.config
-    pairs = read_table(job.path("pairs"), PAIRS)
-    votes, excluded = checked_votes(read_table(job.path("votes"), VOTES), pairs)
+    given = read_joined(job, "votes", VOTES)
+    texts = read_joined(job, "pairs", PAIRS) if job.given("pairs") else None
+    pairs = sides_of(given) if texts is None else texts
+    known, excluded = checked_votes(given, pairs)
+    check_sides(known, pairs)
+    votes = _of_known_judges(known, config.judges)
+    excluded["unknown_judge"] = known.num_rows - votes.num_rows
     gold = read_gold(job)
-    read = None
-    if job.given("verdicts"):
-        read = read_people(read_table(job.path("verdicts"), VERDICTS, allow_empty=True), pairs)
+    heard = read_verdicts(job, gold[1] if gold else None, config.auditor_limits)
+    read = read_people(heard[0], pairs, heard[1].reliability) if heard else None
     known_votes, answers = anchors(votes, read.p_a if read else {}, *(reversed(gold) if gold else ()))
     method = method_of(config.method).fit(known_votes, answers)
-    labels = method.predict(votes)
-    people: Metrics = {}
-    if read:
-        labels, disagreements = override(labels, read)
-        people = {"verdicts": read.counts, "people_against_judges": disagreements}
-    made = make_preferences(
-        pairs,
-        labels,
-        min_confidence=config.min_confidence,
-        keep_ties=config.keep_ties,
-        human_weight=config.human_weight,
-        validation_fraction=config.validation_fraction,
-    )
-    if made.table.num_rows == 0:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in made.dropped.items() if count)
-        raise RlaifError(f"None of the {pairs.num_rows} pairs became a preference ({reasons}): look at the votes.")
+    judged = method.predict(votes)
+    gate = _gate(job, votes, judged, texts, gold, read)
+    labels, people = judged, Metrics()
+    if read and heard:
+        labels, disagreements = override(judged, read)
+        people = {"verdicts": read.counts, "people_against_judges": disagreements, "auditors": heard[1].to_json()}
+        write_table(job.out / "quarantine.parquet", QUARANTINE, heard[1].table())
+    inputs = {"votes": votes, "gold": answers}
+    inputs |= {"verdicts": heard[0]} if heard else {}
+    inputs |= {"pairs": texts} if texts is not None else {}
+    tags = metadata(config.method, votes, inputs)
+    made = None if texts is None else _preferences(job, texts, labels)
+    if made is not None:
+        write_table(job.out / "preferences.parquet", PREFERENCES, made.table, tags, config.part_rows)
+    write_table(job.out / "labels.parquet", LABELS, _traced(labels, judged, pairs, made), tags)
     ratings = rate_rollouts(pairs, labels)
-    write_table(job.out / "preferences.parquet", PREFERENCES, made.table)
     write_table(job.out / "ratings.parquet", ROLLOUT_RATINGS, ratings.table)
     return {
         "pairs": pairs.num_rows,
-        "preferences": made.table.num_rows,
-        "human": _count(made.table, "source", "human"),
-        "ties": int(pc.sum(pc.equal(made.table["p_chosen"], 0.5)).as_py()),
-        "dropped": made.dropped,
+        "labels": labels.num_rows,
+        **_figures(made),
         "votes": account(votes),
         "votes_excluded": excluded,
         "pairs_in_one_order": _in_one_order(votes),
         "gold_pairs": answers.num_rows,
+        **_gold_figures(job, votes, known_votes, answers, gold),
         "judge_weights": _by_name(votes, getattr(method, "weights", {})),
-        "mean_confidence": pc.mean(made.table["p_chosen"]).as_py(),
-        "mean_agreement": pc.mean(made.table["agreement"]).as_py(),
-        "splits": {split: _count(made.table, "split", split) for split in ("train", "test")},
+        "agreement": agreement(votes),
+        "label_entropy": label_entropy(judged),
         "rated_rollouts": ratings.table.num_rows,
         "prompts_not_strongly_connected": ratings.not_strongly_connected,
+        "gate": gate,
         **people,
     }
 
@@ -86,11 +109,147 @@ def read_gold(job: Job[AggregateConfig]) -> tuple[pa.Table, pa.Table] | None:
     if len(odd):
         raise UsageError(f"{job.path('gold')} has the winner {odd[0].as_py()!r}: it must be a, b or tie.")
     votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES), gold)
-    return votes, gold
+    check_sides(votes, gold)
+    return _of_known_judges(votes, job.config.judges, needed=False), gold
+
+
+def _gate(
+    job: Job[AggregateConfig],
+    votes: pa.Table,
+    labels: pa.Table,
+    texts: pa.Table | None,
+    gold: tuple[pa.Table, pa.Table] | None,
+    people: People | None,
+) -> dict[str, Any]:
+    config = job.config
+    agreed = None
+    if gold is not None:
+        # Fitted on people's answers too, as the labels are, but measured on gold alone: people are asked where judges
+        # are in doubt, which says little about the rest.
+        fitted_on, answers = anchors(votes, people.p_a if people else {}, *reversed(gold))
+        others = answers.filter(pc.invert(pc.is_in(answers["pair_id"], value_set=gold[1]["pair_id"].combine_chunks())))
+        agreed = gold_agreement(lambda: method_of(config.method), fitted_on, gold[1], others)
+    canaries = dict(_canaries(value) for value in job.values("checks"))
+    return decide(
+        check_gate(votes, labels, texts, config.gate, agreement=agreed, canaries=canaries), config.gate.override
+    )
+
+
+def _canaries(path: str) -> tuple[str, dict[str, Any]]:
+    """Fingerprint and canary figures of a report by `rlaif judges check --json`. Raises UsageError for another file."""
+    match read_json(Path(path)):
+        case {
+            "judge": {"fingerprint": str(fingerprint)},
+            "canaries": {"all": {"flipped": int(), "attempted": int()} as all_},
+        }:
+            return fingerprint, all_
+    raise UsageError(f"{path} is no report on canaries: make it with rlaif judges check NAME --canaries 4 --json.")
+
+
+def _preferences(job: Job[AggregateConfig], pairs: pa.Table, labels: pa.Table) -> Preferences:
+    config = job.config
+    made = make_preferences(
+        pairs,
+        labels,
+        min_confidence=config.min_confidence,
+        keep_ties=config.keep_ties,
+        human_weight=config.human_weight,
+        validation_fraction=config.validation_fraction,
+        max_similarity=config.max_similarity,
+        max_pairs_per_prompt=config.max_pairs_per_prompt,
+        max_group_ratio=config.max_group_ratio,
+        held_out=_held_out(job),
+    )
+    if made.table.num_rows == 0:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in made.dropped.items() if count)
+        raise RlaifError(f"None of the {pairs.num_rows} pairs became a preference ({reasons}): look at the votes.")
+    return made
+
+
+def _held_out(job: Job[AggregateConfig]) -> HeldOut | None:
+    """The prompts of held-out splits; None where the prompts are not given."""
+    if not job.given("prompts"):
+        return None
+    config = job.config
+    rows = read_table(job.path("prompts"), PROMPTS).select(["prompt_id", "prompt", "split"]).to_pylist()
+    held = [row for row in rows if any(fnmatchcase(row["split"], pattern) for pattern in config.held_out)]
+    return HeldOut(
+        [row["prompt"] for row in held],
+        n=config.contamination_ngram,
+        share=config.contamination_share,
+        ids=[row["prompt_id"] for row in held],
+    )
+
+
+def _traced(labels: pa.Table, judged: pa.Table, pairs: pa.Table, made: Preferences | None) -> pa.Table:
+    """LABELS with `prompt_id`, `rollout_a`, `rollout_b`, `p_a_judges` (what judges alone say, null where they say
+    nothing) and `dropped` (why the pair is no preference, null where it is one)."""
+    sides = pairs.take(pc.index_in(labels["pair_id"], value_set=pairs["pair_id"].combine_chunks()))
+    for name in ("prompt_id", "rollout_a", "rollout_b"):
+        labels = labels.append_column(name, sides[name])
+    at = pc.index_in(labels["pair_id"], value_set=judged["pair_id"].combine_chunks())
+    labels = labels.append_column("p_a_judges", judged["p_a"].take(at))
+    if made is None:
+        return labels
+    reasons = [made.reason_of.get(pair_id) for pair_id in labels["pair_id"].to_pylist()]
+    return labels.append_column("dropped", pa.array(reasons, pa.string()))
+
+
+def _figures(made: Preferences | None) -> Metrics:
+    if made is None:
+        return {"preferences": None, "no_preferences": "no pairs table was given, so there are no texts"}
+    table = made.table
+    return {
+        "preferences": table.num_rows,
+        "human": _count(table, "source", "human"),
+        "ties": int(pc.sum(pc.equal(table["p_chosen"], 0.5)).as_py()),
+        "dropped": made.dropped,
+        "mean_confidence": pc.mean(table["p_chosen"]).as_py(),
+        "mean_agreement": pc.mean(table["agreement"]).as_py(),
+        "splits": {split: _count(table, "split", split) for split in ("train", "test")},
+        "by_group": made.by_group,
+    }
+
+
+def _gold_figures(
+    job: Job[AggregateConfig],
+    votes: pa.Table,
+    known_votes: pa.Table,
+    answers: pa.Table,
+    gold: tuple[pa.Table, pa.Table] | None,
+) -> Metrics:
+    """What of the gold could not be used, and judges that the gold says nothing about."""
+    on_answers = known_votes.filter(pc.is_in(known_votes["pair_id"], value_set=answers["pair_id"].combine_chunks()))
+    seen = set(pc.unique(on_answers["fingerprint"]).to_pylist())
+    names = [name for name, own in split_by_judge(votes).items() if own["fingerprint"][0].as_py() not in seen]
+    figures: Metrics = {"judges_without_gold": names if answers.num_rows else []}
+    if gold is not None:
+        unjudged = pc.invert(pc.is_in(gold[1]["pair_id"], value_set=pc.unique(gold[0]["pair_id"])))
+        given = read_table(job.path("gold_votes"), VOTES).num_rows
+        figures["gold_pairs_without_votes"] = int(pc.sum(unjudged).as_py())
+        figures["gold_votes_excluded"] = given - gold[0].num_rows
+    return figures
+
+
+def _of_known_judges(votes: pa.Table, judges: list[str] | None, needed: bool = True) -> pa.Table:
+    """The votes of the named judges. Raises UsageError where one of them has none, if it is `needed`."""
+    if judges is None:
+        return votes
+    listed = pa.array(judges, pa.string())
+    by_name, by_print = (pc.is_in(votes[column], value_set=listed) for column in ("judge", "fingerprint"))
+    own = votes.filter(pc.or_(by_name, by_print))
+    there = {*pc.unique(own["judge"]).to_pylist(), *pc.unique(own["fingerprint"]).to_pylist()}
+    if needed and (absent := [name for name in judges if name not in there]):
+        known = ", ".join(sorted(set(votes["judge"].to_pylist()))) or "nobody"
+        raise UsageError(
+            f"aggregate.judges names {absent[0]}, who has no vote; votes are of {known}: correct the name."
+        )
+    return own
 
 
 def _by_name(votes: pa.Table, weights: dict[str, float]) -> dict[str, float]:
-    names = dict(zip(votes["fingerprint"].to_pylist(), votes["judge"].to_pylist(), strict=True))
+    """By the judge's name, with its fingerprint where two have the same."""
+    names = {own["fingerprint"][0].as_py(): name for name, own in split_by_judge(votes).items()}
     return {names[fingerprint]: weight for fingerprint, weight in weights.items() if fingerprint in names}
 
 

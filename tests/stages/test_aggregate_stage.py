@@ -8,16 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows.specs import STAGES
+from judges.aggregation.labels import LABELS
 from judges.config import AggregateConfig
+from judges.gate import GateError
+from judges.preferences import REASONS
 from store.errors import RlaifError, UsageError
+from store.files import write_json
 from store.stage import Source, run_stage
-from store.tables import GOLD, PAIRS, PREFERENCES, ROLLOUT_RATINGS, VERDICTS, VOTES, Table, read_table, write_table
+from store.tables import (
+    GOLD,
+    PAIRS,
+    PREFERENCES,
+    PROMPTS,
+    ROLLOUT_RATINGS,
+    VERDICTS,
+    VOTES,
+    Table,
+    read_table,
+    write_table,
+)
 
 from ..judges.votes_builder import pairs_table, vote, votes_table
 
+NOTHING = dict.fromkeys(REASONS, 0)
 PAIR_ROWS = pairs_table("p1", "p2", "p3", "p4", "p5")
 VOTE_ROWS = votes_table(
     vote("p1", "j", "ab", 0.9),
@@ -90,9 +107,9 @@ def test_votes_become_preferences_and_ratings(tmp_path: Path) -> None:
     }
     assert ratings.num_rows == 8
     metrics = outcome.manifest.metrics
-    assert metrics["dropped"] == {"no_valid_vote": 1, "tie": 0, "low_confidence": 0}
+    assert metrics["dropped"] == {**NOTHING, "no_valid_vote": 1}
     assert metrics["pairs"] == metrics["preferences"] + sum(metrics["dropped"].values()) == 5
-    assert metrics["votes_excluded"] == {"unknown_pair": 1}
+    assert metrics["votes_excluded"] == {"unknown_pair": 1, "unknown_judge": 0}
     assert (metrics["human"], metrics["ties"], metrics["pairs_in_one_order"]) == (0, 1, 1)
     assert metrics["mean_confidence"] == pytest.approx((0.8 + 0.5 + 0.7 + 0.55) / 4)
     assert sum(metrics["splits"].values()) == 4
@@ -111,7 +128,7 @@ def test_verdicts_override(tmp_path: Path) -> None:
 
 def test_filters_are_counted(tmp_path: Path) -> None:
     metrics = aggregated(tmp_path, min_confidence=0.7, keep_ties=False).manifest.metrics
-    assert metrics["dropped"] == {"no_valid_vote": 1, "tie": 1, "low_confidence": 1}
+    assert metrics["dropped"] == {**NOTHING, "no_valid_vote": 1, "tie": 1, "low_confidence": 1}
 
 
 def test_the_majority(tmp_path: Path) -> None:
@@ -166,3 +183,158 @@ def test_an_unknown_gold_winner_is_named(tmp_path: Path) -> None:
     known = votes_table(vote("g1", "j", "ab", 0.7))
     with pytest.raises(UsageError, match="the winner 'left'"):
         aggregated(tmp_path, gold=gold_table("g1", winner="left"), gold_votes=known, method="stacked")
+
+
+def rows_of(outcome: Any, name: str, table: Table) -> dict[str, dict[str, Any]]:
+    return {row["pair_id"]: row for row in read_table(outcome.folder / f"{name}.parquet", table).to_pylist()}
+
+
+def on_files(folder: Path, inputs: dict[str, Path], **config: Any) -> Any:
+    sources = {name: [Source(str(path), name)] for name, path in inputs.items()}
+    settings = AggregateConfig(**{"method": "mean", **config})
+    stage = STAGES["aggregate"]
+    return run_stage("aggregate", stage.load(), inputs=sources, config=settings, seed=0, out=folder / "out")
+
+
+def test_labels_say_what_became_of_each(tmp_path: Path) -> None:
+    outcome = aggregated(tmp_path, verdicts=VERDICT_ROWS, keep_ties=False)
+    rows = rows_of(outcome, "labels", LABELS)
+    assert sorted(rows) == ["p1", "p2", "p3", "p4", "p5"]
+    assert (rows["p1"]["p_a"], rows["p1"]["p_a_judges"], rows["p1"]["source"]) == (0.0, 0.8, "human")
+    assert rows["p3"]["p_a_judges"] is None
+    assert {pair: row["dropped"] for pair, row in rows.items() if row["dropped"]} == {"p2": "tie"}
+    assert (rows["p4"]["rollout_a"], rows["p4"]["prompt_id"]) == ("p4-a", "x-p4")
+
+
+def test_votes_alone_give_labels_without_texts(tmp_path: Path) -> None:
+    votes = write_table(tmp_path / "votes.parquet", VOTES, VOTE_ROWS)
+    outcome = on_files(tmp_path, {"votes": votes})
+    assert sorted(outcome.manifest.outputs) == ["labels.parquet", "ratings.parquet"]
+    rows = rows_of(outcome, "labels", LABELS)
+    (tmp_path / "with").mkdir()
+    known = rows_of(aggregated(tmp_path / "with", VOTE_ROWS), "labels", LABELS)
+    # p9 is in no pairs table, so it counts only where there is none.
+    assert {pair: row["p_a"] for pair, row in rows.items()} == {
+        **{pair: row["p_a"] for pair, row in known.items()},
+        "p9": 0.6,
+    }
+    assert outcome.manifest.metrics["preferences"] is None
+    assert outcome.manifest.metrics["pairs"] == 6
+
+
+def test_part_files_and_lineage(tmp_path: Path) -> None:
+    outcome = aggregated(tmp_path, part_rows=2)
+    path = outcome.folder / "preferences.parquet"
+    assert len(list(path.iterdir())) == 2
+    assert read_table(path, PREFERENCES).num_rows == 4
+    assert "preferences.parquet/part-00001.parquet" in outcome.manifest.outputs
+    tags = pq.read_schema(path / "part-00000.parquet").metadata
+    assert json.loads(tags[b"rlaif.judges"]) == {"fingerprint-of-j": "j"}
+    assert set(json.loads(tags[b"rlaif.lineage"])) == {"votes", "pairs", "gold"}
+
+
+def test_no_preference_is_made_of_held_out_prompts(tmp_path: Path) -> None:
+    rows = [
+        {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "group": "g", "split": split}
+        for row, split in zip(PAIR_ROWS.to_pylist(), ["train", "train", "train", "heldout_new", "train"], strict=True)
+    ]
+    prompts = write_table(tmp_path / "prompts.parquet", PROMPTS, pa.Table.from_pylist(rows))
+    votes = write_table(tmp_path / "votes.parquet", VOTES, VOTE_ROWS)
+    pairs = write_table(tmp_path / "pairs.parquet", PAIRS, PAIR_ROWS)
+    files = {"votes": votes, "pairs": pairs, "prompts": prompts}
+    metrics = on_files(tmp_path, files).manifest.metrics
+    assert metrics["dropped"] == {**NOTHING, "no_valid_vote": 1, "held_out_prompt": 1}
+    assert on_files(tmp_path, files, held_out=["test"]).manifest.metrics["dropped"]["held_out_prompt"] == 0
+
+
+BAD = votes_table(*(vote(f"p{at}", "j", order, p) for at in range(1, 6) for order, p in (("ab", 0.9), ("ba", 0.1))))
+
+
+def test_the_gate_stops_the_stage_and_a_reason_passes_it(tmp_path: Path) -> None:
+    limits = {"max_flip_rate": 0.3, "max_judge_flip_rate": None}
+    with pytest.raises(GateError, match=r"order flips of panel 1\.000 .*above max_flip_rate = 0\.3") as stopped:
+        aggregated(tmp_path, BAD, gate=limits)
+    assert "broken" in stopped.value.details
+    assert not (tmp_path / "out").exists()
+    outcome = aggregated(tmp_path, BAD, gate={**limits, "override": "we know"})
+    assert outcome.manifest.metrics["gate"]["override"] == "we know"
+    assert outcome.manifest.metrics["gate"]["broken"] == ["order flips of panel"]
+    assert outcome.manifest.config["gate"]["override"] == "we know"
+
+
+def test_a_report_on_canaries_reaches_the_gate(tmp_path: Path) -> None:
+    votes = write_table(tmp_path / "votes.parquet", VOTES, VOTE_ROWS)
+    report = {
+        "judge": {"name": "j", "fingerprint": "fingerprint-of-j"},
+        "canaries": {"all": {"attempted": 50, "flipped": 45}},
+    }
+    checks = write_json(tmp_path / "checks.json", report)
+    with pytest.raises(GateError, match=r"canary flips of j 0\.900"):
+        on_files(tmp_path, {"votes": votes, "checks": checks})
+    write_json(checks, {"judge": "j"})
+    with pytest.raises(UsageError, match="no report on canaries"):
+        on_files(tmp_path, {"votes": votes, "checks": checks})
+
+
+# What may be wrong with a votes table from elsewhere.
+
+
+@pytest.mark.parametrize("p_a", [float("nan"), -0.1, 1.1, float("inf")])
+def test_what_is_no_probability_is_refused(tmp_path: Path, p_a: float) -> None:
+    with pytest.raises(UsageError, match=r"no probability in 0\.\.1"):
+        aggregated(tmp_path, votes_table({**vote("p1", "j", "ab", 0.6), "p_a": p_a}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_doubled_votes_are_refused(tmp_path: Path) -> None:
+    again = {**vote("p1", "j", "ab", 0.2), "vote_id": "another"}
+    with pytest.raises(UsageError, match="2 votes on pair p1 in order ab"):
+        aggregated(tmp_path, pa.concat_tables([VOTE_ROWS, votes_table(again)]))
+
+
+def test_votes_of_unknown_judges_are_left_out_and_counted(tmp_path: Path) -> None:
+    stranger = votes_table(vote("p1", "stranger", "ab", 0.1), vote("p1", "stranger", "ba", 0.1))
+    both = pa.concat_tables([VOTE_ROWS, stranger])
+    outcome = aggregated(tmp_path, both, judges=["j"])
+    assert outcome.manifest.metrics["votes_excluded"] == {"unknown_pair": 1, "unknown_judge": 2}
+    assert rows_of(outcome, "labels", LABELS)["p1"]["p_a"] == 0.8
+    assert aggregated(tmp_path, both).manifest.metrics["votes_excluded"]["unknown_judge"] == 0
+    with pytest.raises(UsageError, match="names nobody-else, who has no vote; votes are of j"):
+        aggregated(tmp_path, VOTE_ROWS, judges=["j", "nobody-else"])
+
+
+def test_judges_that_gold_says_nothing_about_are_named(tmp_path: Path) -> None:
+    stranger = votes_table(vote("p1", "stranger", "ab", 0.1), vote("p1", "stranger", "ba", 0.1))
+    names = [f"g{number}" for number in range(20)]
+    known = votes_table(*(vote(name, "j", order, 0.7) for name in names for order in ("ab", "ba")))
+    metrics = aggregated(
+        tmp_path, pa.concat_tables([VOTE_ROWS, stranger]), gold=gold_table(*names), gold_votes=known, method="stacked"
+    ).manifest.metrics
+    assert metrics["judges_without_gold"] == ["stranger"]
+
+
+def test_gold_without_votes_and_votes_outside_the_gold_are_counted(tmp_path: Path) -> None:
+    known = votes_table(*(vote(name, "j", "ab", 0.7) for name in ("g1", "g2", "elsewhere")))
+    metrics = aggregated(tmp_path, gold=gold_table("g1", "g2", "g3"), gold_votes=known).manifest.metrics
+    assert (metrics["gold_pairs_without_votes"], metrics["gold_votes_excluded"]) == (1, 1)
+
+
+def test_verdicts_that_contradict_each_other_are_counted_and_judges_stay(tmp_path: Path) -> None:
+    said = [verdict(0, "p1", "b"), verdict(1, "p1", "a"), verdict(2, "p77", "a")]
+    outcome = aggregated(tmp_path, verdicts=pa.Table.from_pylist(said, schema=VERDICTS.schema))
+    counts = outcome.manifest.metrics["verdicts"]
+    assert (counts["contradictory"], counts["unknown_pair"], counts["standing"]) == (2, 1, 0)
+    assert rows_of(outcome, "labels", LABELS)["p1"]["source"] == "ai"
+
+
+def test_votes_on_other_rollouts_are_refused(tmp_path: Path) -> None:
+    turned = {**vote("p1", "j", "ab", 0.9), "rollout_a": "p1-b", "rollout_b": "p1-a"}
+    with pytest.raises(UsageError, match="give the pairs that were judged"):
+        aggregated(tmp_path, votes_table(turned))
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "votes.parquet"
+    pq.write_table(VOTE_ROWS.replace_schema_metadata({"rlaif.schema_version": "9"}), path)
+    with pytest.raises(UsageError, match="schema 9"):
+        on_files(tmp_path, {"votes": path})

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from judges.aggregation.labels import LABELS
-from judges.aggregation.preferences import MAX_MARGIN, make_preferences, margin, split_of
+from judges.preferences import MAX_MARGIN, REASONS, make_preferences, margin, split_of
 from store.tables import PREFERENCES, conform
 
 from ..votes_builder import pairs_table
@@ -22,6 +22,7 @@ def labels(**p_a: float) -> pa.Table:
 
 
 PAIRS = pairs_table("p1", "p2", "p3", "p4")
+NOTHING = dict.fromkeys(REASONS, 0)
 
 
 def test_chosen_and_rejected() -> None:
@@ -33,13 +34,15 @@ def test_chosen_and_rejected() -> None:
     assert one["margin"] == pytest.approx(math.log(4))
     assert (one["agreement"], two["agreement"]) == (0.75, 0.25)
     assert (tie["chosen"], tie["p_chosen"], tie["margin"]) == ("first of p3", 0.5, 0.0)
-    assert made.dropped == {"no_valid_vote": 1, "tie": 0, "low_confidence": 0}
+    assert made.dropped == {**NOTHING, "no_valid_vote": 1}
+    assert made.reason_of == {"p4": "no_valid_vote"}
 
 
 def test_what_is_left_out_is_counted() -> None:
     made = make_preferences(PAIRS, labels(p1=0.8, p2=0.35, p3=0.5), min_confidence=0.7, keep_ties=False)
     assert made.table["pair_id"].to_pylist() == ["p1"]
-    assert made.dropped == {"no_valid_vote": 1, "tie": 1, "low_confidence": 1}
+    assert made.dropped == {**NOTHING, "no_valid_vote": 1, "tie": 1, "low_confidence": 1}
+    assert made.reason_of == {"p2": "low_confidence", "p3": "tie", "p4": "no_valid_vote"}
 
 
 def test_people_have_their_weight() -> None:

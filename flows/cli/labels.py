@@ -1,0 +1,204 @@
+"""`rlaif labels`: what labels were made, and whether the judges behind them still are what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.cli.display import BarProgress
+from flows.cli.output import Output, between, number, percent, write_json
+
+Figures = Mapping[str, Any]
+
+_WIDEST = 40
+"""Characters of the longest bar of a histogram."""
+
+
+@click.group()
+def labels() -> None:
+    """Look at labels: what they are made of, and whether their judges drift."""
+
+
+@labels.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def report(folder: Path, as_json: bool) -> None:
+    """Show what the stage aggregate made: votes, agreement, weights, confidence, what was dropped, groups, the gate.
+
+    FOLDER is its output: --out of rlaif stage aggregate, or rounds/001/aggregate of a workspace.
+    """
+    from judges.preferences.report import label_report
+
+    found = label_report(folder)
+    if as_json:
+        write_json(found)
+    else:
+        show_report(Output(), found)
+
+
+@labels.command()
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    default=Path("workspace"),
+    show_default=True,
+    envvar="RLAIF_WORKSPACE",
+    help="Where anchors and earlier answers are kept.",
+)
+@click.option("--judge", "judges", multiple=True, help="Judge; those of the last round if not given.")
+@click.option(
+    "--gold", help="Pairs with known winners, to freeze anchors of at the first time.  [default: the round's]"
+)
+@click.option("--force", is_flag=True, help="Ask again even where nothing changed, as a server may have.")
+@click.option("--since-first", is_flag=True, help="Compare with the first answers, not with those before.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def drift(
+    workspace: Path, judges: tuple[str, ...], gold: str | None, force: bool, since_first: bool, as_json: bool
+) -> None:
+    """Ask judges about a frozen set of pairs again, where they changed, and show which answers flipped."""
+    from flows.drift import drift_of_workspace
+    from flows.workspace import Workspace
+
+    space = Workspace.existing(workspace)
+    with BarProgress() as progress:
+        found = drift_of_workspace(
+            space, datetime.now(UTC), judges, gold, force=force, since_first=since_first, progress=progress
+        )
+    figures = {name: None if one is None else one.to_json() for name, one in found.items()}
+    if as_json:
+        write_json(figures)
+    else:
+        show_drift(Output(), figures)
+
+
+def show_report(out: Output, found: Figures) -> None:
+    known = found["gold"]
+    out.line(f"Labels of {found['labels']['all']} of {found['pairs']} pairs, method {found['method']}")
+    out.line(f"fitted on {known['pairs']} known answers")
+    if known["without_votes"] or known["votes_excluded"]:
+        out.line(
+            f"not used: {known['without_votes'] or 0} gold pairs without a vote, {known['votes_excluded'] or 0} votes "
+            f"that are not on gold pairs"
+        )
+    if known["judges_without"]:
+        out.line(f"without any known answer: {', '.join(known['judges_without'])}")
+    out.heading("Votes")
+    out.table(
+        [name.replace("_", " ") for name in found["votes"]],
+        [list(found["votes"].values())],
+        numbers=list(found["votes"]),
+    )
+    for reason, count in (found["votes_excluded"] or {}).items():
+        if count:
+            out.line(f"left out: {count} votes, {reason.replace('_', ' ')}")
+    if found["pairs_in_one_order"]:
+        out.line(f"{found['pairs_in_one_order']} pairs were judged in one order only by some judge")
+    out.heading("Weights of the judges")
+    weights = found["weights"] or {}
+    if weights:
+        out.table(
+            ("judge", "weight"), [(name, number(weight)) for name, weight in weights.items()], numbers=("weight",)
+        )
+    else:
+        out.line("equal: nothing was learnt about any of them")
+    if found["agreement"]:
+        out.heading("Agreement between judges")
+        head = ("judges", "agreement", "95 % interval", "kappa", "pairs")
+        out.table(head, [_agreement(row) for row in found["agreement"]], numbers=("agreement", "kappa", "pairs"))
+    out.heading("Labels")
+    labels_ = found["labels"]
+    out.line(f"{labels_['of_people']} of people, {labels_['ties']} at exactly one half")
+    out.line(
+        f"mean entropy {number(labels_['entropy'])} bits, of the judges alone "
+        f"{number(labels_['entropy_of_judges'])}; 1 is a coin toss"
+    )
+    _confidence(out, found["confidence"])
+    out.heading("Preferences")
+    _preferences(out, found)
+    if found["verdicts"]:
+        out.heading("Verdicts of people")
+        rows = [(name.replace("_", " "), count) for name, count in found["verdicts"].items()]
+        out.table(("", "count"), [*rows, ("against the judges", found["people_against_judges"])], numbers=("count",))
+    if found["gate"]:
+        from judges.gate import Check, table_of  # loads numpy, which few commands need
+
+        out.heading("The judges' gate")
+        out.line(table_of([Check(**check) for check in found["gate"]["checks"]]))
+        if found["gate"]["override"]:
+            out.line(f"not passed, and overridden: {found['gate']['override']}")
+
+
+def _agreement(row: Figures) -> tuple[str, str, str, str, int]:
+    interval = between(row["low"], row["high"])
+    return " and ".join(row["judges"]), percent(row["agreement"]), interval, number(row["kappa"]), row["pairs"]
+
+
+def _confidence(out: Output, bins: list[Figures]) -> None:
+    most = max((one["labels"] for one in bins), default=0) or 1
+    rows = [
+        (f"{one['from']:.2f} to {one['to']:.2f}", one["labels"], "#" * round(_WIDEST * one["labels"] / most))
+        for one in bins
+    ]
+    out.table(("likelier winner's p", "labels", ""), rows, numbers=("labels",))
+
+
+def _preferences(out: Output, found: Figures) -> None:
+    if found["preferences"] is None:
+        out.line("none: no pairs table was given, so there are no texts; labels.parquet names the rollouts")
+        return
+    splits = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
+    out.line(f"{found['preferences']} preferences: {splits}")
+    dropped = {name: count for name, count in found["dropped"].items() if count}
+    out.line("dropped: " + (", ".join(f"{n} {name.replace('_', ' ')}" for name, n in dropped.items()) or "none"))
+    head = ("group", "pairs", "preferences", "of people", "mean p", "mean agreement")
+    rows = [
+        (
+            group,
+            one["pairs"],
+            one["preferences"],
+            one["human"],
+            number(one["mean_confidence"]),
+            number(one["mean_agreement"]),
+        )
+        for group, one in found["by_group"].items()
+    ]
+    out.table(head, rows, numbers=head[1:])
+
+
+def show_drift(out: Output, found: Mapping[str, Figures | None]) -> None:
+    for name, one in found.items():
+        out.heading(name)
+        if one is None:
+            out.line("asked for the first time: later answers are compared with these")
+            continue
+        before, now = one["before"], one["now"]
+        changed = "another fingerprint" if one["fingerprint_changed"] else "the same fingerprint"
+        out.line(f"{now['asked_at']} against {before['asked_at']}, {changed}")
+        out.table(
+            ("", "value", "95 % interval"),
+            [
+                (
+                    f"flips, of {one['pairs']} anchors",
+                    percent(one["flip_rate"]),
+                    between(one["flip_low"], one["flip_high"]),
+                ),
+                ("flips from right to wrong / wrong to right", f"{one['from_gold']} / {one['toward_gold']}", ""),
+                ("mean shift of the right side's p", number(one["shift"]["mean"]), _range(one["shift"])),
+                ("mean size of p's change", number(one["moved"]["mean"]), _range(one["moved"])),
+                ("accuracy, now minus before", percent(one["accuracy"]["difference"]), _points(one["accuracy"])),
+                ("anchors answered, before / now", f"{one['answered_before']} / {one['answered_now']}", ""),
+            ],
+            numbers=("value",),
+        )
+
+
+def _range(figures: Figures) -> str:
+    return "-" if figures["low"] is None else f"{figures['low']:.3f} to {figures['high']:.3f}"
+
+
+def _points(figures: Figures) -> str:
+    return between(figures["low"], figures["high"])

@@ -1,0 +1,221 @@
+"""`rlaif labels` and the gate on the command line: reports, drift, and a reason to go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main, rlaif
+from flows.cli.run import override_gate
+from flows.load import load_round
+from flows.plan import plan_round
+from flows.report import build_report
+from flows.workspace import Round, Workspace
+from judges.config import load_judge
+from judges.drift import Anchors
+from store.errors import UsageError
+from store.files import write_text
+from store.manifest import read_manifest
+from store.resources import CONFIGS
+from store.tables import PAIRS, VOTES, write_table
+from tests.flows.conftest import rlaif as in_a_process
+from tests.flows.conftest import small_settings
+from tests.judges.votes_builder import pairs_table, vote, votes_table
+
+NAMES = [f"p{number}" for number in range(30)]
+
+
+def told(*arguments: str) -> str:
+    result = CliRunner().invoke(rlaif, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["rlaif", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return int(exit_.value.code or 0), capsys.readouterr().err
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Somebody's votes: one judge with a name to beware of, whose winner flips with the order on a third of pairs."""
+    rows = []
+    for at, name in enumerate(NAMES):
+        rows += [vote(name, "j\u202e[red]", "ab", 0.9), vote(name, "j\u202e[red]", "ba", 0.3 if at % 3 == 0 else 0.7)]
+        rows += [vote(name, "k", "ab", 0.6 if at % 2 else None), vote(name, "k", "ba", 0.6)]
+    votes = write_table(tmp_path / "votes.parquet", VOTES, votes_table(*rows))
+    return votes, write_table(tmp_path / "pairs.parquet", PAIRS, pairs_table(*NAMES))
+
+
+def test_anybodys_votes_become_labels_and_a_report(files: tuple[Path, Path], tmp_path: Path) -> None:
+    votes, pairs = files
+    out = tmp_path / "out"
+    allowed = ("--set", "gate.max_parse_failure_rate=null")
+    told(
+        "stage",
+        "aggregate",
+        "--votes",
+        str(votes),
+        "--pairs",
+        str(pairs),
+        "--method",
+        "mean",
+        "--out",
+        str(out),
+        *allowed,
+    )
+    found = json.loads(told("labels", "report", str(out), "--json"))
+    assert found["votes"] == {
+        "attempted": 120,
+        "scored": 105,
+        "tie": 0,
+        "abstain": 0,
+        "parse_failure": 15,
+        "error": 0,
+    }
+    assert sum(one["labels"] for one in found["confidence"]) == found["labels"]["all"] == 30
+    assert (found["confidence"][0]["from"], found["confidence"][-1]["to"]) == (0.5, 1.0)
+    # k says 0.6; j says 0.8, or 0.6 on a third of the pairs, where its orders differ.
+    by_bin = {one["from"]: one["labels"] for one in found["confidence"] if one["labels"]}
+    assert sorted(by_bin.values()) == [10, 20]
+    assert min(by_bin, key=lambda low: by_bin[low]) < max(by_bin, key=lambda low: by_bin[low])
+    assert sum(one["preferences"] for one in found["by_group"].values()) == 30
+    text = told("labels", "report", str(out))
+    assert "\u202e" not in text
+    assert "[red]" in text
+    for words in ("Agreement between judges", "likelier winner's p", "dropped: none", "order flips"):
+        assert words in text
+
+
+def test_votes_alone(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    allowed = ("--set", "gate.max_parse_failure_rate=null")
+    told("stage", "aggregate", "--votes", str(files[0]), "--out", str(out), *allowed)
+    assert "no pairs table was given" in told("labels", "report", str(out))
+    assert json.loads(told("labels", "report", str(out), "--json"))["preferences"] is None
+
+
+def test_the_gate_shows_its_table(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = refused(
+        monkeypatch, capsys, "stage", "aggregate", "--votes", str(files[0]), "--out", str(tmp_path / "out")
+    )
+    assert code == 1
+    assert "\u202e" not in said
+    lines = said.strip().splitlines()
+    assert lines[-1].startswith("rlaif: The judges did not pass the gate: parse failures of k 0.250")
+    assert any(line.startswith("broken") and "parse failures" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+    told(
+        "stage", "aggregate", "--votes", str(files[0]), "--out", str(tmp_path / "out"), "--set", "gate.override=why not"
+    )
+    assert "overridden: why not" in told("labels", "report", str(tmp_path / "out"))
+
+
+def test_what_is_no_output_of_the_stage_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = refused(monkeypatch, capsys, "labels", "report", str(tmp_path))
+    assert code == 2
+    assert "is no finished stage" in said
+
+
+def test_drift_of_a_workspace(tmp_path: Path) -> None:
+    """A shipped judge whose prompt is changed: the anchors are asked again, and the answers of before are kept."""
+    space = Workspace.create(tmp_path / "w")
+    folder = Path(shutil.copytree(CONFIGS / "judges" / "tiny-good", tmp_path / "ours"))
+    space.begin_round(load_round("demo", [f"judges=[{folder}]"]))
+    where = ("labels", "drift", "--workspace", str(space.root))
+    assert json.loads(told(*where, "--json")) == {"tiny-good": None}
+    prompt = folder / "prompt.jinja"
+    write_text(prompt, prompt.read_text().replace("Which answer is better?", "Which answer is worse?"))
+    found = json.loads(told(*where, "--json"))["tiny-good"]
+    assert found["fingerprint_changed"]
+    assert found["pairs"] == 100
+    assert found["moved"]["mean"] > 0
+    assert "another fingerprint" in told(*where)
+    anchors = Anchors(space.root / "anchors")
+    assert [asking.fingerprint for asking in anchors.askings("tiny-good")][1] == load_judge(folder).digest
+    assert anchors.askings("tiny-good")[0].votes.num_rows == 200
+
+
+def with_override(reason: str | None) -> list[str]:
+    return [] if reason is None else [f"aggregate.gate.override={reason}"]
+
+
+@pytest.mark.parametrize(
+    ("before", "finished", "own", "given", "expected"),
+    [
+        (None, False, None, "why", "why"),
+        ("old", False, None, None, "old"),
+        ("old", False, None, "new", "new"),
+        ("old", False, "own", None, "own"),
+        ("old", True, "old", None, None),  # inherited by the next round: it does not hold there
+        ("old", True, "own", None, "own"),
+        (None, True, None, None, None),
+    ],
+)
+def test_a_reason_holds_for_one_round(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str | None,
+    finished: bool,
+    own: str | None,
+    given: str | None,
+    expected: str | None,
+) -> None:
+    last = Workspace.create(tmp_path).begin_round(load_round("demo", with_override(before)))
+    monkeypatch.setattr(Round, "finished", property(lambda round_: finished))
+    chosen = override_gate(load_round("demo", with_override(own)), last, given)
+    assert chosen.aggregate.gate.override == expected
+
+
+def test_an_empty_reason_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = refused(monkeypatch, capsys, "run", "demo", "--workspace", str(tmp_path / "w"), "--override-gate", " ")
+    assert code == 2
+    assert "needs a reason" in said
+    assert not (tmp_path / "w").exists()
+
+
+def test_reports_on_judges_go_to_the_gate(tmp_path: Path) -> None:
+    report = write_text(tmp_path / "check.json", "{}")
+    round_ = Workspace.create(tmp_path / "w").begin_round(load_round("demo", [f"judge_checks=[{report}]"]))
+    aggregate = next(step for step in plan_round(round_) if step.stage == "aggregate")
+    assert aggregate.inputs["checks"] == [str(report)]
+    with pytest.raises(UsageError, match="nowhere"):
+        load_round("demo", ["judge_checks=[nowhere.json]"])
+
+
+@pytest.mark.slow
+def test_the_flow_stops_at_the_gate_and_goes_on_with_a_reason(finished: Path, tmp_path: Path) -> None:
+    """On a copy of a finished round, whose aggregate and what follows is made again under a limit that it breaks."""
+    workspace = Path(shutil.copytree(finished, tmp_path / "w"))
+    folder = workspace / "rounds" / "001"
+    shutil.rmtree(folder / "promote")
+    settings = [*small_settings(), "--set", "aggregate.gate.max_judge_flip_rate=0.1"]
+    done = in_a_process("run", "demo", "--workspace", str(workspace), *settings)
+    assert done.returncode == 1, done.stderr
+    assert "order flips of tiny-biased" in done.stderr.splitlines()[-1]
+    assert any(line.startswith("broken") for line in done.stderr.splitlines())
+    reason = "its slot is averaged <b>out</b>"
+    done = in_a_process("run", "--workspace", str(workspace), "--override-gate", reason)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    failed = [event for event in events if event["event"] == "failed"]
+    assert failed[-1]["stage"] == "aggregate"
+    assert any(line.startswith("broken") for line in failed[-1]["details"])
+    assert [event["reason"] for event in events if event["event"] == "gate_overridden"] == [reason]
+    manifest = read_manifest(folder / "aggregate")
+    assert manifest is not None
+    assert manifest.metrics["gate"]["override"] == reason
+    page = build_report(folder).read_text()
+    assert "its slot is averaged &lt;b&gt;out&lt;/b&gt;" in page
