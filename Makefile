@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKSPACE ?= demo-workspace
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
-.PHONY: demo test test-lowest test-vllm lint models clean
+.PHONY: demo test test-lowest test-vllm test-trl lint models clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/rlaif run configs/demo.yaml --workspace $(WORKSPACE)
@@ -27,6 +27,15 @@ $(VENV)-vllm/.installed: pyproject.toml constraints-vllm.txt
 	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm.txt
 	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# The tests that need TRL and datasets, in a set of their own too.
+test-trl: $(VENV)-trl/.installed
+	$(VENV)-trl/bin/python -m pytest -m trl tests/trl
+
+$(VENV)-trl/.installed: constraints-trl.txt
+	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-trl.txt
 	@touch $@
 
 lint: $(VENV)/.installed-test
