@@ -306,7 +306,10 @@ def test_a_killed_engine_is_an_error_that_may_pass(tmp_path: Path, logs: Path, p
     others = set(psutil.Process().children())
     backend = open_backend(judge)
     (engine,) = set(psutil.Process().children()) - others
-    replies = backend.answer(calls_about(judge, pairs, Text(300, lambda text: True)))
+    want = Text(300, lambda text: True)
+    # Many cells: the engine must be far from its end when it is killed, however fast the machine is.
+    calls = [call for cell in range(30) for call in calls_about(judge, pairs, want, cell, 1000 * cell, f"{cell} ")]
+    replies = backend.answer(calls)
     next(replies)
     engine.kill()
     (log,) = logs.glob("rlaif-vllm-*.log")
