@@ -251,7 +251,9 @@ def test_another_architecture_and_a_users_own_prompts(tmp_path: Path) -> None:
         calibration="null",
         oracle="null",
         judges="[tiny-good]",
+        # Random weights write gibberish, between which no judge decides: the gate would stop that, and rightly.
         **{"audit.mode": "off", "evaluate.splits": "[heldout]", "ppo.decoding.max_new_tokens": 8},
+        **{"aggregate.gate.max_label_entropy": 1},
     )
     done = rlaif("run", "demo", "--workspace", "w", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
