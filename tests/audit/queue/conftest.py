@@ -20,6 +20,7 @@ from tests.audit.queue.servers import binaries, postgresql
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
+    pytest.importorskip("psycopg", reason="needs psycopg: pip install 'rlaif[postgres]'")
     given = os.environ.get("RLAIF_TEST_POSTGRES")
     if given:
         yield given.rstrip("/") + "/"
