@@ -14,13 +14,12 @@ Signals of trolls (a sign is no proof; a lead decides):
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations, pairwise
-from statistics import NormalDist, median
+from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,6 +28,7 @@ from audit.queue import record
 from audit.queue.database import Database
 from audit.queue.model import Kind, VerdictKind
 from audit.queue.tables import batches, items, users, verdicts
+from store.statistics import newcombe, wilson
 
 READS_AT_MOST = 25.0
 """Words a second. Silent reading of English is 4 on average (Brysbaert 2019); nobody takes in six times as many."""
@@ -37,7 +37,6 @@ LEVEL = 0.01
 """Of the test for a left-clicker over all auditors together; each is tested at this over their number (Bonferroni)."""
 
 _PAUSE_S = 300.0
-_Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -210,23 +209,6 @@ class Insight:
             found = found.where(batches.c.public_id == batch_id)
         with self.database.read() as connection:
             return connection.execute(found).all()
-
-
-def wilson(count: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); `count` may hold halves, n must be positive."""
-    p, z2 = count / n, _Z * _Z
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def newcombe(first: float, m: int, second: float, n: int) -> tuple[float, float, float]:
-    """The difference first/m - second/n of two independent proportions with its 95 % interval (Newcombe, method 10)."""
-    p, q = first / m, second / n
-    (p_low, p_high), (q_low, q_high) = wilson(first, m), wilson(second, n)
-    down = math.hypot(p - p_low, q_high - q)
-    up = math.hypot(p_high - p, q - q_low)
-    return p - q, max(-1.0, p - q - down), min(1.0, p - q + up)
 
 
 def spammer_score(said: Iterable[tuple[str, str]]) -> tuple[float, float, float] | None:

@@ -75,6 +75,18 @@ class Rules:
     held: int = 2
 
 
+_OF_ITEM = (
+    items.c.id.label("item"),
+    items.c.public_id.label("item_id"),
+    batches.c.id.label("batch"),
+    batches.c.public_id.label("batch_id"),
+    batches.c.seed,
+    batches.c.guidelines_version,
+    batches.c.constitution_version,
+)
+"""What every step needs to know of an item and its batch."""
+
+
 class Queue:
     """All calls are safe to make at once from any number of threads, processes and machines on one database.
 
@@ -444,13 +456,7 @@ class Queue:
     def _item(self, connection: sa.Connection, item_id: str, lock: bool = False) -> Any:
         found = (
             sa.select(
-                items.c.id.label("item"),
-                items.c.public_id.label("item_id"),
-                batches.c.id.label("batch"),
-                batches.c.public_id.label("batch_id"),
-                batches.c.seed,
-                batches.c.guidelines_version,
-                batches.c.constitution_version,
+                *_OF_ITEM,
             )
             .join(batches, batches.c.id == items.c.batch_id)
             .where(items.c.public_id == item_id)
@@ -533,13 +539,7 @@ def _places() -> sa.Select[Any]:
             slots.c.token,
             slots.c.claimed_at,
             slots.c.expires_at,
-            items.c.id.label("item"),
-            items.c.public_id.label("item_id"),
-            batches.c.id.label("batch"),
-            batches.c.public_id.label("batch_id"),
-            batches.c.seed,
-            batches.c.guidelines_version,
-            batches.c.constitution_version,
+            *_OF_ITEM,
         )
         .join(items, items.c.id == slots.c.item_id)
         .join(batches, batches.c.id == items.c.batch_id)

@@ -7,10 +7,11 @@ import random
 import pytest
 from scipy.stats import binomtest
 
-from audit.queue.insight import Insight, Share, newcombe, spammer_score, wilson
+from audit.queue.insight import Insight, Share, spammer_score
 from audit.queue.model import Answer, Kind, NewItem
 from audit.queue.people import People, User
 from audit.queue.queue import Queue
+from store.statistics import newcombe, wilson
 from tests.audit.queue.helpers import FakeClock, new_items
 from tests.audit.queue.test_claims import claim
 
