@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +18,7 @@ from judges.canaries import canary_report, plan, read_corpus
 from judges.cascade import savings, total_cost
 from judges.config import JudgeStageConfig
 from judges.judge import Judge
-from judges.metrics import account, judge_accuracy, judge_report, spending
+from judges.metrics import account, causes, judge_accuracy, judge_report, spending
 from judges.pairs import pairs_from_table
 from judges.panel import Judged, Limits, Panel
 from judges.ratings import is_pointwise
@@ -52,9 +52,9 @@ def check_judge(
     """Ask `judge` about the pairs of `gold` (GOLD), and about `per_canary` attacks for each canary (0: none).
 
     figures: `judge` (what it is), `pairs`, `votes` (the five outcomes; `ratings` likewise, of a judge that rates single
-    responses), `parse_rate` (readable answers of those that came back), `seconds` and `pairs_per_second` on the clock,
-    `latency_s` (median, p95, mean of calls), `biases`, `accuracy`, `cost` and `cost_per_1000_pairs`, `tokens_per_pair`,
-    `cascade` (its savings), `canaries`, `notes`.
+    responses), `causes` (of votes without an answer), `parse_rate` (readable answers of those that came back),
+    `seconds` and `pairs_per_second` on the clock, `latency_s` (median, p95, mean of calls), `biases`, `accuracy`,
+    `cost` and `cost_per_1000_pairs`, `tokens_per_pair`, `cascade` (its savings), `canaries`, `notes`.
 
     Raises RlaifError where the judge cannot be loaded, or most of its calls fail.
     """
@@ -81,6 +81,7 @@ def check_judge(
         "seed": seed,
         "votes": account(votes),
         "ratings": account(judged.ratings) if is_pointwise(judge) else None,
+        "causes": [asdict(cause) for cause in causes(votes)],
         "parse_rate": _parse_rate(votes),
         "seconds": seconds,
         "pairs_per_second": len(pairs) / seconds if seconds else None,

@@ -58,7 +58,7 @@ class Judge:
         return hash_json(
             {
                 "protocol": PROTOCOL,
-                "settings": self.settings.fingerprinted | {"model": self._model_identity()},
+                "settings": self.settings.fingerprinted | {"model": self.model_identity},
                 "prompt": self.prompt_text,
                 "principles": list(self.principles),
                 "rubric": _rubric_digest(self.rubric) if self.rubric else None,
@@ -106,7 +106,9 @@ class Judge:
             untrusted["responses"] = subject.responses
         return self.template.render(untrusted, principles, self.settings.questions, specials, self.settings.keywords)
 
-    def _model_identity(self) -> str:
+    @cached_property
+    def model_identity(self) -> str:
+        """Content hash of a local model, the name of another."""
         local = self.settings.backend in LOCAL and Path(self.model).is_dir()
         return hash_path(Path(self.model)) if local else self.model
 

@@ -208,7 +208,9 @@ class OpenAISettings(LanguageModelSettings):
     """A model behind any server that speaks OpenAI's chat completions: hosted, vLLM, llama.cpp, ..."""
 
     backend: Literal["openai"]
-    base_url: str = Field(description="address of the API, up to and with /v1")
+    base_url: str | tuple[str, ...] = Field(
+        description="address of the API, up to and with /v1; a list of them where several servers run the same model"
+    )
     api_key_env: str | None = Field(None, description="environment variable that holds the key; null: no key")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus mass of sampling")
     top_logprobs: Annotated[int, Field(ge=2, le=20)] = Field(20, description="likeliest tokens that the server reports")
@@ -222,13 +224,21 @@ class OpenAISettings(LanguageModelSettings):
     outage_after: Count = Field(5, description="failures of the server in a row before calls are held back")
     outage_patience_s: Positive = Field(300.0, description="seconds to wait for a server that is away")
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the servers, one or more."""
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url
+
     @model_validator(mode="after")
     def _address(self) -> OpenAISettings:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url {self.base_url!r} must start with http:// or https://")
         # Not a ValueError: the message of one shows the value.
-        if "@" in urlsplit(self.base_url).netloc:
+        if any("@" in urlsplit(address).netloc for address in self.addresses):
             raise UsageError(f"Judge {self.name}: base_url must hold no user or password: set api_key_env instead.")
+        for address in self.addresses:
+            if not address.startswith(("http://", "https://")):
+                raise ValueError(f"base_url {address!r} must start with http:// or https://")
+        if not self.addresses or len({address.rstrip("/") for address in self.addresses}) < len(self.addresses):
+            raise ValueError("base_url must name at least one server, and each once")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise UsageError(f"Judge {self.name}: api_key_env must be the name of an environment variable, not a key.")
         own = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "logprobs", "top_logprobs"}

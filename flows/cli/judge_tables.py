@@ -23,6 +23,10 @@ def show_check(out: Output, found: Figures) -> None:
     rows += [("canaries", found["canaries"]["votes"])] if found["canaries"] else []
     head = ("votes on", *(name.replace("_", " ") for name in _STATUSES))
     out.table(head, [(name, *(counts[one] for one in _STATUSES)) for name, counts in rows], numbers=head[1:])
+    if found["causes"]:
+        out.heading("Why votes on pairs have no answer")
+        why = [(one["cause"], one["status"].replace("_", " "), one["votes"]) for one in found["causes"]]
+        out.table(("cause", "outcome", "votes"), why, numbers=("votes",))
     out.heading("What it does")
     out.table(("", "value", "95 % interval"), _measures(found), numbers=("value",))
     if found["cascade"]:

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from audit.verdicts import Verdict, from_table
+from judges.metrics import Cause, causes
+from judges.reports.causes import COLUMNS as CAUSE_COLUMNS
 from store.errors import RlaifError, UsageError
 from store.files import read_json
 from store.journal import Journal
@@ -139,7 +141,7 @@ class Evaluation:
 
 @dataclass
 class Round:
-    """Everything that the page shows of one round."""
+    """Everything that the page shows of one round. `causes`: why votes have no answer, by what they were votes on."""
 
     name: str
     manifests: dict[str, Manifest]
@@ -151,6 +153,7 @@ class Round:
     votes: pa.Table | None
     calibration_votes: pa.Table | None
     evaluation_votes: pa.Table | None
+    causes: list[tuple[str, Cause]]
     selection: pd.DataFrame | None
     verdicts: list[Verdict] | None
     preferences: pd.DataFrame | None
@@ -201,6 +204,7 @@ def read_round(folder: Path) -> Round:
         votes=read.votes("judge", "votes.parquet"),
         calibration_votes=read.votes("judge", "calibration_votes.parquet", optional=True),
         evaluation_votes=read.votes("evaluate", "votes.parquet", optional=True),
+        causes=[(title, cause) for title, stage, name in VOTES_OF for cause in read.causes(stage, name)],
         selection=read.table("audit", "selection.parquet", ["pair_id", "drawn", "stratum"], optional=True),
         verdicts=read.verdicts(),
         preferences=read.table("aggregate", "preferences.parquet", ["p_chosen", "source", "group", "split"]),
@@ -215,6 +219,12 @@ def read_round(folder: Path) -> Round:
     )
 
 
+VOTES_OF = (
+    ("Training pairs", "judge", "votes.parquet"),
+    ("Calibration set", "judge", "calibration_votes.parquet"),
+    ("Evaluation", "evaluate", "votes.parquet"),
+)
+"""Who voted on what: a title, the stage, and its table."""
 _VOTE_COLUMNS = ["judge", "fingerprint", "status"]
 _RESPONSE_COLUMNS = [
     "prompt_id",
@@ -272,6 +282,19 @@ class _Reader:
             self.problems.append(f"{stage}/{name} has votes of the unknown status {', '.join(unknown)}: not shown.")
             return None
         return pa.Table.from_pandas(frame, preserve_index=False)
+
+    def causes(self, stage: str, name: str) -> list[Cause]:
+        """Why votes of a table have no answer. Only their texts are read."""
+        path = self.folder / stage / name
+        if stage not in self.manifests or not path.exists():
+            return []
+        silent = [("status", "in", ["error", "parse_failure", "abstain"])]
+        try:
+            return causes(pq.read_table(path, columns=list(CAUSE_COLUMNS), filters=silent, partitioning=None))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            first = (str(error).splitlines() or ["unknown error"])[0]
+            self.problems.append(f"The causes of votes without an answer in {stage}/{name} are not shown ({first}).")
+            return []
 
     def verdicts(self) -> list[Verdict] | None:
         path = self.folder / "audit" / "verdicts.parquet"

@@ -294,6 +294,7 @@ def accounting(round_: Round) -> dict[str, Any] | None:
         "statuses": [status.replace("_", " ") for status in STATUSES],
         "plot": plots.vote_bars("votes", "What became of each attempted vote", bars),
         "balanced": all(votes.balanced for _, votes in bars),
+        "causes": round_.causes,
     }
 
 

@@ -24,19 +24,21 @@ _AGAIN = frozenset({408, 409, 425, 429})
 _MOST_BYTES = 16 * 2**20
 # Servers such as uvicorn drop a connection that was idle for 5 s: a call that is sent just then is lost.
 _IDLE_S = 4.0
+_HEALTH_S = 5.0
 
 
 class ChatServer:
-    """Use within one event loop: `await open()`, `await complete(...)`, `await close()`.
+    """Use within one event loop: `await open()`, `await complete(...)`, `await close()`. `address`: up to and with /v1.
 
     Raises UsageError where the key's environment variable is not set. The key is in no message and no repr.
     """
 
-    def __init__(self, judge: str, model: str, settings: OpenAISettings) -> None:
-        self._judge, self._model, self._settings = judge, model, settings
+    def __init__(self, judge: str, model: str, settings: OpenAISettings, address: str) -> None:
+        self._judge, self._model, self._settings, self._address = judge, model, settings, address
         self._key = _key(judge, settings.api_key_env)
         self._echoes = {self._key, quote(self._key, safe=""), json.dumps(self._key)[1:-1]} - {""}
-        self._url = settings.base_url.rstrip("/") + "/chat/completions"
+        self._url = address.rstrip("/") + "/chat/completions"
+        self._models = address.rstrip("/") + "/models"
         self._proxy = _proxy(self._url)
         self._session: aiohttp.ClientSession
         self.reached = asyncio.Event()
@@ -73,12 +75,12 @@ class ChatServer:
                 f"certificate known by the environment variable SSL_CERT_FILE."
             ) from None
         except aiohttp.InvalidURL:
-            raise UsageError(f"Judge {self._judge}: base_url {self._settings.base_url!r} is no address.") from None
+            raise UsageError(f"Judge {self._judge}: base_url {self._address!r} is no address.") from None
         except (aiohttp.ClientError, OSError) as error:
             # Only the kind: the message of an error may quote headers or what the server sent.
             reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
             kind = "broken answer" if isinstance(error, aiohttp.ClientPayloadError) else "no connection"
-            raise CallError(f"{kind}: {self._settings.base_url} ({reason})", again=True, away=True) from None
+            raise CallError(f"{kind}: {self._address} ({reason})", again=True, away=True) from None
         failure = None if status == 200 else self._refusal(status, text, retry_after(headers))
         if isinstance(failure, RlaifError):
             raise failure
@@ -86,6 +88,18 @@ class ChatServer:
         if failure is not None:
             raise failure
         return read_completion(text)
+
+    async def healthy(self) -> bool:
+        """Whether the server answers at all: a list of its models costs nothing. Some have none and say so, which is an
+        answer too."""
+        timeout = aiohttp.ClientTimeout(total=min(_HEALTH_S, self._settings.timeout_s))
+        try:
+            async with self._session.get(
+                self._models, proxy=self._proxy, allow_redirects=False, timeout=timeout
+            ) as response:
+                return response.status < 500
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
 
     def clean(self, text: str) -> str:
         """Text that may be stored: without the key, which a server may echo, and without lone surrogates or NUL."""
@@ -95,7 +109,7 @@ class ChatServer:
 
     @property
     def _who(self) -> str:
-        return f"Judge {self._judge}: the server {self._settings.base_url}"
+        return f"Judge {self._judge}: the server {self._address}"
 
     def _refusal(self, status: int, text: str, after: float | None) -> RlaifError | CallError:
         """What a status other than 200 means: RlaifError where every further call would meet the same."""

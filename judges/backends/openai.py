@@ -5,6 +5,9 @@ with growing, jittered pauses, at least as long as the server asks (Retry-After)
 the server is away nothing is sent but a try now and then, and no call's attempts are used up. What no repetition can
 mend (a refused key, an unknown model, an exhausted account) ends the run at the first call: until one call came back,
 no second one is made.
+
+Of several servers, replicas of one model, each call goes to the one with the fewest in flight; one that is away is left
+out until it is back, and its calls go to the others. Only when all are away is the server away.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from typing import Any, ClassVar, TypeVar
 
 from judges.backends.base import Call, Choice, Reply, Text, Want
 from judges.backends.breaker import AwayError, Breaker
-from judges.backends.chat import ChatServer
 from judges.backends.limits import Pace, backoff
+from judges.backends.replicas import Replica, Replicas
 from judges.backends.reply import CallError, Completion, option_logprobs
 from judges.judge import Judge
 from judges.prompts import WELL_KNOWN_SPECIALS
@@ -46,6 +49,7 @@ class _Job:
     unreadable: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    failed_at: Replica | None = None
 
 
 Out = queue.SimpleQueue[Reply | None]
@@ -59,7 +63,7 @@ class OpenAIBackend:
 
     def __init__(self, judge: Judge) -> None:
         self._judge, self._settings = judge, judge.settings_as(OpenAISettings)
-        self._server = ChatServer(judge.name, judge.model, self._settings)
+        self._server = Replicas(judge.name, judge.model, self._settings)
         self._pace = Pace(self._settings.requests_per_minute, self._settings.tokens_per_minute)
         self._chance = random.Random()  # noqa: S311  jitter
         self._loop = asyncio.new_event_loop()
@@ -134,8 +138,10 @@ class OpenAIBackend:
             # Several calls in flight may have met the same refusal; one of them says it.
             first = failures.exceptions[0]
             if isinstance(first, AwayError):
+                several = self._settings.addresses
+                which = f"server {several[0]} has" if len(several) == 1 else f"{len(several)} servers have all"
                 raise TransientError(
-                    f"Judge {self._judge.name}: the judge's server {self._settings.base_url} has been away for "
+                    f"Judge {self._judge.name}: the judge's {which} been away for "
                     f"{first.seconds:.0f} s ({first.last}): all answers so far are kept; run again when it is back."
                 ) from None
             raise first from None
@@ -152,11 +158,13 @@ class OpenAIBackend:
             raise
         job.attempts += 1
         start = self._loop.time()
+        replica = self._server.choose(avoid=job.failed_at)
         try:
-            completion = await self._server.complete(payload)
+            completion = await self._server.complete(replica, payload)
             reply = self._reply(job, completion, self._loop.time() - start)
         except CallError as failure:
-            return await self._failed(job, failure, breaker)
+            return await self._failed(job, failure, replica, breaker)
+        self._server.succeeded(replica)
         breaker.succeeded()
         if completion.tokens_in:
             self._pace.correct(completion.tokens_in + completion.tokens_out - estimate)
@@ -171,21 +179,29 @@ class OpenAIBackend:
                 return
             self._pace.give_back(tokens)
 
-    async def _failed(self, job: _Job, failure: CallError, breaker: Breaker) -> Reply | None:
+    async def _failed(self, job: _Job, failure: CallError, replica: Replica, breaker: Breaker) -> Reply | None:
         why = self._server.clean(str(failure))
         held = breaker.is_open
+        job.failed_at = replica
         if failure.away:
-            breaker.failed(job.call.id, why, failure.after)
+            self._server.failed(replica)
+            if not self._server.has_other(replica):
+                breaker.failed(job.call.id, why, failure.after)
             if held:
                 return None  # the server's fault, not the call's
         else:
+            self._server.succeeded(replica)
             breaker.succeeded()
-        if failure.after is not None:
-            self._pace.pause(failure.after)
+        after = failure.after
+        if after is not None and self._server.has_other(replica):
+            self._server.rest(replica, after)
+            after = None  # the call itself need not wait: it goes elsewhere
+        elif after is not None:
+            self._pace.pause(after)
         job.failures += 1
         if not failure.again or job.failures >= self._settings.max_attempts:
             return self._error(job, why, transient=failure.again)
-        await asyncio.sleep(backoff(job.failures, failure.after, self._chance))
+        await asyncio.sleep(backoff(job.failures, after, self._chance))
         return None
 
     def _error(self, job: _Job, why: str, transient: bool) -> Reply:

@@ -39,7 +39,8 @@ def read_completion(text: str) -> Completion:
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CallError(f"the server's answer is no JSON: {text[:80]!r}", again=True) from error
+        what = "is a web page" if text.lstrip().startswith("<") else "is no JSON"
+        raise CallError(f"the server's answer {what}: {text[:80]!r}", again=True) from error
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise CallError(f"the server's answer has no choices: {text[:80]!r}", again=True)

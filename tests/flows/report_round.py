@@ -185,6 +185,9 @@ def _votes(rng: np.random.Generator, prompts: int, prefix: str) -> list[dict[str
                         "cost": 0.0021 if judge == "tiny-lm" else 0.0,
                         "latency_s": 0.1,
                         "attempts": 1,
+                        "error": f"status 429: slow down, {index} s" if status == "error" else None,
+                        "raw": "Both are fine." if status == "parse_failure" else None,
+                        "mass": 0.04 if status == "abstain" else 0.97 if scored else None,
                         "winner": ("a" if p_a > 0.5 else "b") if scored else None,
                         "p_a": p_a if scored else None,
                     }

@@ -22,7 +22,7 @@ from flows.specs import STAGES as SPECS
 from store.errors import UsageError
 from store.files import write_json
 from store.manifest import MANIFEST
-from tests.flows.report_round import GROUPS, HOSTILE, build_round, event, finish
+from tests.flows.report_round import GROUPS, HOSTILE, JUDGES, build_round, event, finish
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 SECTIONS = [
@@ -329,6 +329,19 @@ def test_estimates_are_read_and_never_made_up() -> None:
     assert share is not None
     # Wilson's interval of 5 in 10, as tabulated.
     assert (share.low, share.high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+
+
+def test_the_causes_of_missing_answers_are_shown(built: Path) -> None:
+    """Each judge's errors are one row with their number, whatever seconds they name."""
+    page = build_report(built).read_text()
+    caption = page.split("Why votes have no answer")[1].split("</table>")[0]
+    votes = pq.read_table(built / "judge" / "votes.parquet").to_pylist()
+    for judge in JUDGES:
+        failed = sum(row["judge"] == judge and row["status"] == "error" for row in votes)
+        row = f'<td>training pairs</td><th scope="row">{judge}</th><td>error</td><td>status 429: slow down, # s</td>'
+        assert (f'{row}<td class="num">{failed}</td>' in caption) == (failed > 0)
+    assert "valid answers too unlikely" in caption
+    assert "Both are fine." in caption
 
 
 def test_text() -> None:

@@ -65,7 +65,7 @@ SAID = {
     "hang": "no answer within",
     "broken off": "broken answer",
     "truncated": "is no JSON",
-    "html": "is no JSON: '<html><body>maintenance",
+    "html": "is a web page: '<html><body>maintenance",
     "no choices": "no choices",
     "log-prob shape": "log-probs have another shape",
 }
@@ -117,7 +117,8 @@ class FaultServer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         fields = (line.split(": ", 1) for line in head.splitlines()[1:] if line)
         headers = {name.lower(): value for name, value in fields}
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        # A GET, such as a health check, has none.
+        body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))) or b"{}")
         number = len(self.bodies)
         self.bodies.append(body)
         self.headers.append(headers)

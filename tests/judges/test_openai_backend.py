@@ -10,6 +10,7 @@ import random
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from judges.backends.base import Call, Reply, open_backend
 from judges.backends.reply import CallError, option_logprobs, read_completion
 from judges.judge import load_judge
-from judges.metrics import account
+from judges.metrics import account, causes
 from judges.modes import Finding, find
 from judges.panel import Limits, Panel, judge_pairs
 from judges.votes import asks_about
@@ -387,6 +388,12 @@ def test_faults_in_three_of_ten_calls_lose_nothing(serve: Serve, judge_folder: F
         assert len(expected) >= 6
     for said in expected:
         assert any(said in error for error in errors), said
+    found = causes(votes)
+    assert Counter({status: counts[status] for status in ("error", "parse_failure", "abstain")}) == sum(
+        (Counter({one.status: one.votes}) for one in found), Counter()
+    )
+    for said in expected:
+        assert any(said in (one.example or "") for one in found), "the report tells each fault from the others"
     assert all(any(said in error for said in SAID.values()) for error in errors)
 
 
