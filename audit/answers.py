@@ -24,7 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from audit.verdicts import SIMULATED_PREFIX, Verdict
+from audit.names import SIMULATED_PREFIX
+from audit.verdicts import Verdict
 from store.config import Config, parse
 from store.errors import UsageError
 from store.hashing import short_id

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from audit.draws import side, unit
-from audit.verdicts import SIMULATED_PREFIX, Verdict
+from audit.names import SIMULATED_PREFIX
+from audit.verdicts import Verdict
 from store.hashing import short_id
 
 START = datetime(2000, 1, 1, tzinfo=UTC)

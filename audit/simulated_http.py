@@ -21,12 +21,13 @@ from fastapi import FastAPI
 
 from audit.asking import Heard, Selected, Terms
 from audit.loop import count, enqueue, need_batch, open_queue, queue_items
+from audit.names import SIMULATED_PREFIX
 from audit.queue.errors import NotFound
 from audit.queue.exchange import export_verdicts
 from audit.queue.model import Guidelines, Role
 from audit.queue.people import People, Scope
 from audit.simulated import Auditor, Pair, ScoreDifference, choose, time_taken
-from audit.verdicts import SIMULATED_PREFIX, from_table
+from audit.verdicts import from_table
 from audit.web.app import create_app
 from audit.web.serve import address, listen
 from audit.web.settings import WebSettings

@@ -16,8 +16,6 @@ import pyarrow as pa
 
 from store.tables import VERDICTS
 
-SIMULATED_PREFIX = "simulated-"
-
 
 @dataclass(frozen=True)
 class Verdict:

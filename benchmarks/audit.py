@@ -1,4 +1,4 @@
-"""The audit queue's database: correctness under load, and the time of a claim. `python benchmarks/audit.py`
+"""The audit queue: correctness under load, and the time until the next pair. `python benchmarks/audit.py`
 
 1.  16 processes x 1,000 items, each claimed and answered as fast as it goes: no item twice, none left, nobody starved
     (the longest wait for a single claim; how evenly the items were shared).
@@ -6,6 +6,7 @@
     on average, some 30 times as fast as people read) on 1,000, 10,000 and 100,000 queued items: claim p50 and p95,
     which must stay flat; once more for a person who has judged thousands of items whose other places are still open.
     With the memory of the process.
+3.  The same over HTTP with the real server: from an answer to the next pair's page; see audit_pages.py.
 
 SQLite always; PostgreSQL too where `--postgres URL` names a server on which databases may be made, or where a local
 installation can be started. The disk matters: every answer is flushed to it before it counts.
@@ -44,6 +45,7 @@ from audit.queue.database import Database
 from audit.queue.model import Answer, NewItem, Role
 from audit.queue.people import People
 from audit.queue.queue import Queue
+from benchmarks.audit_pages import START_S, measure
 
 PROCESSES, EACH = 16, 1_000
 PEOPLE, ROUNDS, PAUSE_S = 20, 30, 0.5
@@ -154,6 +156,21 @@ def twenty_people(url: str, size: int) -> dict[str, float]:
     return found
 
 
+def over_http(url: str, size: int) -> bool:
+    make_full(url, size)
+    found = measure(url)
+    p50, p95 = percentile(found.onward, 0.5), percentile(found.onward, 0.95)
+    ok = p95 <= P95_MS and found.memory_mb < MEMORY_MB and found.start_s <= START_S
+    print(
+        f"  {size:>7,} items, {PEOPLE} people over HTTP: from an answer to the next page p50 {p50:.1f} ms, "
+        f"p95 {p95:.1f} ms; the page alone p95 {percentile(found.page, 0.95):.1f} ms; start to first page "
+        f"{found.start_s:.1f} s; server {found.memory_mb:.0f} MB, {1e3 * found.cpu:.1f} ms of CPU an answer "
+        f"{'ok' if ok else 'MISSED'}",
+        flush=True,
+    )
+    return ok
+
+
 def make_full(url: str, size: int) -> None:
     database, queue, _ = make(url, PEOPLE)
     queue.add_batch("round", items(size))
@@ -212,7 +229,7 @@ def _maker(server: str) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--postgres", help="URL of a server without a database's name")
-    parser.add_argument("--only", choices=["processes", "people"])
+    parser.add_argument("--only", choices=["processes", "people", "pages"])
     parser.add_argument("--database", choices=["SQLite", "PostgreSQL"])
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -225,9 +242,11 @@ def main() -> None:
             if arguments.database not in (None, name):
                 continue
             print(f"\n{name} ({os.cpu_count()} cores)", flush=True)
-            if arguments.only != "people":
+            if arguments.only in (None, "processes"):
                 fine &= many_processes(new())
-            for size in SIZES if arguments.only != "processes" else ():
+            for size in SIZES if arguments.only in (None, "pages") else ():
+                fine &= over_http(new(), size)
+            for size in SIZES if arguments.only in (None, "people") else ():
                 command = [sys.executable, __file__, "--case", new(), str(size)]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found = json.loads(printed)
@@ -240,7 +259,9 @@ def main() -> None:
                     f"memory {found['memory_mb']:.0f} MB {'ok' if ok else 'MISSED'}"
                 )
     print(
-        f"\ntargets: no double claim, none left, p95 <= {P95_MS:g} ms, < {MEMORY_MB:g} MB: {'ok' if fine else 'MISSED'}"
+        f"\ntargets: no double claim, none left, p95 <= {P95_MS:g} ms, < {MEMORY_MB:g} MB, "
+        f"first page <= {START_S:g} s: "
+        f"{'ok' if fine else 'MISSED'}"
     )
 
 

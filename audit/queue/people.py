@@ -21,12 +21,12 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from audit.names import SIMULATED_PREFIX
 from audit.queue.database import Database
 from audit.queue.errors import BadInput, NotAllowed, NotFound, Throttled, Unauthenticated
 from audit.queue.model import Clock, Role, UserId
 from audit.queue.places import log
 from audit.queue.tables import api_tokens, login_attempts, sessions, users
-from audit.verdicts import SIMULATED_PREFIX
 
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 _PASSWORD = range(12, 1025)

@@ -133,21 +133,30 @@ def repeated(
     return Receipt(row.public_id, row.item_public_id, row.created_at, repeated=True)
 
 
+_LATER = verdicts.alias("later")
+_IN_FORCE = ~sa.exists().where(_LATER.c.supersedes == verdicts.c.id)
+# Made once: every call of a person asks for it, and making it takes longer than the database needs to answer.
+_LATEST = (
+    sa.select(verdicts)
+    .where(
+        verdicts.c.item_id == sa.bindparam("item"),
+        verdicts.c.user_id == sa.bindparam("user"),
+        verdicts.c.kind != VerdictKind.ADJUDICATION.value,
+        _IN_FORCE,
+    )
+    .order_by(verdicts.c.id.desc())
+    .limit(1)
+)
+
+
 def in_force() -> ColumnElement[bool]:
     """The condition that no other row supersedes a row."""
-    later = verdicts.alias("later")
-    return ~sa.exists().where(later.c.supersedes == verdicts.c.id)
+    return _IN_FORCE
 
 
 def latest(connection: sa.Connection, user: int, item: int) -> Any:
     """The person's row in force on an item (adjudications aside), or None."""
-    found = sa.select(verdicts).where(
-        verdicts.c.item_id == item,
-        verdicts.c.user_id == user,
-        verdicts.c.kind != VerdictKind.ADJUDICATION.value,
-        in_force(),
-    )
-    return connection.execute(found.order_by(verdicts.c.id.desc()).limit(1)).first()
+    return connection.execute(_LATEST, {"item": item, "user": user}).first()
 
 
 def previous_answer(connection: sa.Connection, user: int, item: int, left: str) -> Answer | None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.report.data import read_round
-from flows.report.page import render
 from store.files import write_text
 
 __all__ = ["build_report"]
@@ -21,4 +19,7 @@ def build_report(round_folder: Path, out: Path | None = None) -> Path:
     Works on a round that is unfinished or failed: what is absent is shown as not run. Raises UsageError where
     `round_folder` is no round.
     """
+    from flows.report.data import read_round  # plots and statistics: whoever only prints text does not wait for them
+    from flows.report.page import render
+
     return write_text(out or round_folder / "report.html", render(read_round(round_folder)))
