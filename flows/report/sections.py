@@ -337,6 +337,7 @@ def audit(round_: Round) -> dict[str, Any] | None:
     for verdict_ in current:
         by_auditor.setdefault((verdict_.auditor, verdict_.simulated), []).append(verdict_)
     simulated = sum(verdict_.simulated for verdict_ in current)
+    golds, late, left_out = (_counts(round_.metrics("audit").get(name)) for name in ("gold", "late", "left_out"))
     drawn = None if selection is None else selection[selection["drawn"]]
     return {
         "judged": None if selection is None else len(selection),
@@ -344,12 +345,14 @@ def audit(round_: Round) -> dict[str, Any] | None:
         "strata": {}
         if drawn is None
         else {str(k): int(n) for k, n in drawn["stratum"].value_counts().sort_index().items()},
-        "auditors": [_auditor(*who, own) for who, own in sorted(by_auditor.items())],
+        "auditors": [_auditor(*who, own, golds.get(who[0])) for who, own in sorted(by_auditor.items())],
         "by_winner": Counter(_WINNERS.get(verdict_.winner, str(verdict_.winner)) for verdict_ in current),
         "people": len(current) - simulated,
         "simulated": simulated,
         "replaced": len(verdicts) - len(current),
         "estimates": _audit_estimates(round_),
+        "late": late if late.get("verdicts") else None,
+        "left_out": {name.replace("_", " "): n for name, n in left_out.items() if n},
         "problem_files": round_.metrics("audit").get("problem_files") or [],
     }
 
@@ -359,19 +362,28 @@ _WINNERS = {"a": "response a is better", "b": "response b is better", "tie": "ti
 
 @dataclass(frozen=True)
 class Auditor:
-    """What one auditor did."""
+    """What one auditor did. `gold`: share right of the hidden pairs with known winners, with Wilson's interval."""
 
     name: str
     simulated: bool
     n: int
     skipped: int
     median_s: float | None
+    gold: Estimate | None
 
 
-def _auditor(name: str, simulated: bool, verdicts: list[Verdict]) -> Auditor:
+def _counts(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _auditor(name: str, simulated: bool, verdicts: list[Verdict], gold: Any) -> Auditor:
+    """`gold`: how many hidden pairs with known winners they answered, and how many right."""
     seconds = [verdict_.seconds for verdict_ in verdicts if math.isfinite(verdict_.seconds)]
     skipped = sum(verdict_.winner is None for verdict_ in verdicts)
-    return Auditor(name, simulated, len(verdicts), skipped, median(seconds) if seconds else None)
+    known = _counts(gold)
+    right, n = integer(known.get("right")), integer(known.get("answered"))
+    found = proportion(Estimate(right / n, n=n)) if n and right is not None else None
+    return Auditor(name, simulated, len(verdicts), skipped, median(seconds) if seconds else None, found)
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,12 @@ def _audit(folder: Path, rng: np.random.Generator, prompts: int) -> None:
     _table(folder / "audit" / "verdicts.parquet", VERDICTS, rows)
     figures = {"audited": 22, "hajek": 0.87, "hajek_std_error": 0.07, "uniform": 0.88, "low": 0.53, "high": 0.98}
     estimates = {"panel": {"judge": "panel", **figures}, "judges": [{"judge": judge, **figures} for judge in JUDGES]}
-    finish(folder, "audit", {"drawn": len(drawn), "estimates": estimates}, 4.2, mode="simulated")
+    said = {
+        "gold": {"simulated-careful": {"answered": 10, "right": 9}},
+        "late": {"verdicts": 3, "pairs": 2},
+        "left_out": {"quarantined": 4, "settled_by_a_lead": 0},
+    }
+    finish(folder, "audit", {"drawn": len(drawn), "estimates": estimates, **said}, 4.2, mode="simulated")
 
 
 def _aggregate(folder: Path, rng: np.random.Generator, prompts: int) -> None:

@@ -18,7 +18,7 @@ from flows.report.data import STAGES, VoteCount, estimate, read_round, vote_coun
 from flows.report.measures import calibration_bins, proportion
 from flows.report.samples import choose
 from flows.report.text import NOTHING, number, percent, plain, shorten, visible
-from flows.specs import STAGES as SPECS
+from flows.specs import ROUND
 from store.errors import UsageError
 from store.files import write_json
 from store.manifest import MANIFEST
@@ -91,7 +91,7 @@ def remove(folder: Path, *stages: str) -> None:
 
 
 def test_the_stages_are_those_of_the_round() -> None:
-    assert list(STAGES) == list(SPECS)
+    assert list(STAGES) == ROUND
 
 
 def test_it_goes_to_the_round_folder_by_default(folder: Path) -> None:
@@ -342,6 +342,15 @@ def test_the_causes_of_missing_answers_are_shown(built: Path) -> None:
         assert (f'{row}<td class="num">{failed}</td>' in caption) == (failed > 0)
     assert "valid answers too unlikely" in caption
     assert "Both are fine." in caption
+
+
+def test_the_audit_says_what_counts_and_how_auditors_did_on_gold(built: Path) -> None:
+    words = " ".join(Page(build_report(built).read_text()).words)
+    assert "4 verdicts do not count: quarantined." in words
+    assert "settled by a lead" not in words
+    assert "3 verdicts on 2 pairs of earlier rounds came late and counted here." in words
+    # Wilson's interval of 9 in 10, as tabulated.
+    assert re.search(r"90(\.0)? ?% of 10\s+60 ?% to 98 ?%|90(\.0)? ?% of 10\s+59\.6 ?%.*98\.2 ?%", words), words[-6000:]
 
 
 def test_text() -> None:
