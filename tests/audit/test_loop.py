@@ -49,7 +49,7 @@ class Round:
         selection = select(opinions(rows, self.votes), 8, 0.3, seed=first)
         self.selected = Selected(rows, selection, hidden_gold(gold, rows, 2, seed=first))
         self.folder, self.clock = folder / f"audit-{first}", clock
-        given = {"mode": "people", "database": str(folder / "audit.db"), "timeout_s": 1000.0, **config}
+        given = {"mode": "people", "timeout_s": 1000.0, **config}
         self.config = AuditConfig(**given)  # type: ignore[arg-type]
         self.earlier: list[Path] = []
 
@@ -100,9 +100,10 @@ class Desk:
 
 
 @pytest.fixture
-def make_round(tmp_path: Path, make_pairs, make_votes) -> Callable[..., Round]:
-    clock = Clock()
-    return lambda first=0, **config: Round(tmp_path, make_pairs, make_votes, clock, first, **config)
+def make_round(tmp_path: Path, make_pairs, make_votes, new_url) -> Callable[..., Round]:
+    """Rounds on one database, of each kind."""
+    clock, given = Clock(), {"database": new_url()}
+    return lambda first=0, **config: Round(tmp_path, make_pairs, make_votes, clock, first, **{**given, **config})
 
 
 def first_response(left: str, right: str) -> str:
