@@ -21,10 +21,21 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     def identity(self) -> dict[str, Any]:
-        """The values that results depend on, as JSON: all but the top-level fields marked OPERATIONAL. Keys of stages
-        and manifests hold these alone."""
-        marked = {name for name, field in type(self).model_fields.items() if field.json_schema_extra is OPERATIONAL}
-        return self.model_dump(mode="json", exclude=marked)
+        """The values that results depend on, as JSON: all but the fields marked OPERATIONAL, here and in configs inside
+        this one. Keys of stages and manifests hold these alone."""
+        return self.model_dump(mode="json", exclude=_operational(self))
+
+
+def _operational(config: Config) -> dict[str, Any]:
+    """The marked fields, as `model_dump` takes them."""
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if field.json_schema_extra is OPERATIONAL:
+            found[name] = True
+        elif isinstance(value, Config) and (inner := _operational(value)):
+            found[name] = inner
+    return found
 
 
 C = TypeVar("C", bound=BaseModel)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 _CHUNK = 1 << 20
@@ -23,11 +24,19 @@ def hash_path(path: Path) -> str:
 
     A manifest holds times and machine names: two runs with the same results must have the same hash.
     """
-    if path.is_file():
-        return hash_file(path)
+    return hash_file(path) if path.is_file() else hash_parts(file_hashes(path))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Relative name -> hash of its bytes, of every file that `hash_path` counts."""
+    return {file.relative_to(folder).as_posix(): hash_file(file) for file in content_files(folder)}
+
+
+def hash_parts(hashes: Mapping[str, str]) -> str:
+    """Hash of a folder from those of its files: what `hash_path` gives."""
     digest = hashlib.sha256()
-    for file in content_files(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
+    for name in sorted(hashes, key=lambda name: PurePosixPath(name).parts):
+        digest.update(f"{name}\0{hashes[name]}\n".encode())
     return digest.hexdigest()
 
 

@@ -9,15 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from store.config import parse
 from store.errors import UsageError
-from store.files import read_json
+from store.files import read_json, write_text
 from store.hashing import content_files, hash_file
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+REDO = ".redo"
+"""File in a stage's directory that says why its result counts no longer, whole as it is."""
+MANIFEST_VERSION = 2
+"""2 added `parts`; 1 is read as if it had none."""
 
 
 class Output(BaseModel):
@@ -31,7 +33,8 @@ class Manifest(BaseModel):
     """Everything a reader needs to trust, repeat or trace a stage's output.
 
     `key` is the hash of stage, version, input hashes, config and seed: same key, same result. `inputs` maps each input
-    to its values and their content hashes. `seconds` is wall time and `peak_rss_mb` the stage process's peak memory.
+    to its values and their content hashes; `parts` says, by content hash, what folders and judges consist of, so that a
+    later change can be named. `seconds` is wall time and `peak_rss_mb` the stage process's peak memory.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,6 +44,7 @@ class Manifest(BaseModel):
     stage_version: int
     key: str
     inputs: dict[str, list[dict[str, str]]]
+    parts: dict[str, dict[str, str]] = {}
     config: dict[str, Any]
     seed: int
     outputs: dict[str, Output]
@@ -54,20 +58,27 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished stage directory, or None where there is none: then the directory is not looked at.
+    """The manifest of a finished stage directory, or None where there is none, or no whole one: then the directory is
+    not looked at, and a run makes it again.
 
     Raises UsageError for a manifest that a newer version wrote.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.is_file() or (folder / REDO).is_file():
         return None
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except UsageError:
+        return None
     version = value.get("manifest_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > MANIFEST_VERSION:
         raise UsageError(
             f"{path} has manifest version {version}, this version reads up to {MANIFEST_VERSION}: upgrade rlaif."
         )
-    return parse(Manifest, value, source=str(path))
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError:
+        return None
 
 
 def need_manifest(folder: Path) -> Manifest:
@@ -78,17 +89,30 @@ def need_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def damaged(folder: Path, manifest: Manifest) -> list[str]:
-    """The names of outputs that are missing, changed or not in the manifest."""
+def damages(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Output -> what is wrong with it, of those that are missing, changed or not in the manifest."""
     present = {path.relative_to(folder).as_posix(): path for path in content_files(folder)}
-    wrong = [
-        name
-        for name, output in manifest.outputs.items()
-        if name not in present
-        or present[name].stat().st_size != output.bytes
-        or hash_file(present[name]) != output.sha256
-    ]
-    return wrong + [name for name in present if name not in manifest.outputs]
+    wrong = {name: why for name, output in manifest.outputs.items() if (why := _damage(present.get(name), output))}
+    return wrong | dict.fromkeys(present.keys() - manifest.outputs.keys(), "not in the manifest")
+
+
+def _damage(path: Path | None, output: Output) -> str | None:
+    if path is None:
+        return "missing"
+    if (size := path.stat().st_size) != output.bytes:
+        return f"damaged: it has {size} bytes instead of {output.bytes}"
+    if (found := hash_file(path)) != output.sha256:
+        return f"damaged: its sha256 is {found[:12]}... instead of {output.sha256[:12]}..."
+    return None
+
+
+def set_aside(folder: Path, reason: str) -> None:
+    """Have the next run make this stage again although its result is there, whatever happens in between.
+
+    Also where nothing is there: of a workspace in a bucket the result may not have been fetched yet.
+    """
+    write_text(folder / REDO, reason)
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def describe_outputs(folder: Path) -> dict[str, Output]:

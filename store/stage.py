@@ -21,19 +21,22 @@ from typing import Any, Generic, Protocol, TypeVar
 from store.config import Config
 from store.errors import UsageError
 from store.files import explain_os_errors, remove, sync_file, sync_folder, write_json, write_text
-from store.hashing import content_files, hash_json
+from store.hashing import content_files
 from store.locks import exclusive
 from store.manifest import (
     MANIFEST,
     Manifest,
     code_version,
-    damaged,
     describe_outputs,
     machine,
     need_manifest,
     package_versions,
-    read_manifest,
+    set_aside,
 )
+from store.reasons import why_not_done
+from store.recipe import Recipe, Source
+
+__all__ = ["Job", "Metrics", "Outcome", "Progress", "Source", "StageFunction", "redo", "run_stage", "silent"]
 
 
 class Progress(Protocol):
@@ -47,14 +50,6 @@ def silent(what: str, done: int, total: int, note: str = "") -> None:
 
 
 C = TypeVar("C", bound=Config)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One value of an input: what to open (a path, or a model's name on a hub) and the hash of its content."""
-
-    value: str
-    identity: str
 
 
 @dataclass(frozen=True)
@@ -104,21 +99,6 @@ class Outcome:
     reasons: list[str] = field(default_factory=list)
 
 
-def stage_key(stage: str, version: int, inputs: Mapping[str, list[Source]], config: Config, seed: int) -> str:
-    identities = {name: [source.identity for source in sources] for name, sources in sorted(inputs.items()) if sources}
-    return hash_json([stage, version, identities, config.identity(), seed])
-
-
-def why_not_done(folder: Path, key: str) -> list[str]:
-    """Why the directory does not hold the result of `key`; empty when it does, with every output's hash checked."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return ["it has not run yet"]
-    if manifest.key != key:
-        return ["its inputs, config or seed changed"]
-    return [f"its output {name} is missing or changed" for name in damaged(folder, manifest)]
-
-
 def run_stage(
     stage: str,
     function: StageFunction,
@@ -134,44 +114,38 @@ def run_stage(
 
     Raises RlaifError when another process is at it, and whatever the stage raises; then `out` is as it was before.
     """
-    key = stage_key(stage, version, inputs, config, seed)
+    recipe = Recipe(stage, version, inputs, config, seed)
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(out.with_name(f".{out.name}.lock"), f"Another process is working on {out}: wait for it or stop it."):
-        reasons = why_not_done(out, key)
+        reasons = why_not_done(out, recipe)
         if not reasons:
             return Outcome(out, need_manifest(out), reused=True)
         partial = _partial(out)
-        if why_not_done(partial, key):
-            _build(stage, function, inputs, config, seed, partial, version, key, progress)
+        if why_not_done(partial, recipe):
+            _build(function, recipe, partial, progress)
         _replace(partial, out)
         return Outcome(out, need_manifest(out), reused=False, reasons=reasons)
 
 
-def _build(
-    stage: str,
-    function: StageFunction,
-    inputs: Mapping[str, list[Source]],
-    config: Config,
-    seed: int,
-    partial: Path,
-    version: int,
-    key: str,
-    progress: Progress,
-) -> None:
-    _prepare(partial, key)
+def _build(function: StageFunction, recipe: Recipe, partial: Path, progress: Progress) -> None:
+    _prepare(partial, recipe.key)
     started, clock = datetime.now(UTC), time.monotonic()
     with explain_os_errors(partial):
-        metrics = function(Job(stage, inputs, config, seed, partial, progress))
+        metrics = function(Job(recipe.stage, recipe.inputs, recipe.config, recipe.seed, partial, progress))
         for path in content_files(partial):
             sync_file(path)
         manifest = Manifest(
-            stage=stage,
-            stage_version=version,
-            key=key,
-            inputs={name: [vars(source) for source in sources] for name, sources in inputs.items()},
-            config=config.identity(),
-            seed=seed,
+            stage=recipe.stage,
+            stage_version=recipe.version,
+            key=recipe.key,
+            inputs={
+                name: [{"value": source.value, "identity": source.identity} for source in sources]
+                for name, sources in recipe.inputs.items()
+            },
+            parts=recipe.parts,
+            config=recipe.config.identity(),
+            seed=recipe.seed,
             outputs=describe_outputs(partial),
             metrics=metrics,
             started_at=started.isoformat(timespec="seconds"),
@@ -214,3 +188,9 @@ def peak_rss_mb() -> float:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(peak * unit / 2**20, 1)
+
+
+def redo(out: Path, reason: str) -> None:
+    """Have the next run of the stage at `out` make it again from nothing, for this reason."""
+    remove(_partial(out))
+    set_aside(out, reason)

@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.errors import UsageError
-from store.files import atomic_write, remove, sync_folder
+from store.files import atomic_write, explain_os_errors, remove, sync_file, sync_folder
 
 SCHEMA_VERSION = 1
+ROW_GROUP = 131_072
+"""Rows of a parquet row group: what a reader or a streaming writer holds at a time."""
 
 _PARTS = "rlaif.parts"
 
@@ -62,6 +64,11 @@ PROMPTS = Table(
 """`group`: the slice for bias reports. `split`: train, calibration, heldout, ... `reference`: an expert's answer."""
 
 DEMONSTRATIONS = Table("demonstrations", _schema({"prompt": _text, "response": _text}))
+
+CONVERSATIONS = Table(
+    "conversations", _schema({"messages": pa.list_(pa.struct([pa.field("role", _text), pa.field("content", _text)]))})
+)
+"""Demonstrations of several turns. `role`: system, user or assistant; every turn of the assistant is learnt from."""
 
 ROLLOUTS = Table(
     "rollouts",
@@ -284,6 +291,7 @@ TABLES = {
     for table in (
         PROMPTS,
         DEMONSTRATIONS,
+        CONVERSATIONS,
         ROLLOUTS,
         PAIRS,
         GOLD,
@@ -313,8 +321,63 @@ def write_table(
         return _write_parts(path, data, tags, part_rows)
     data = data.replace_schema_metadata(tags)
     with atomic_write(path) as beside:
-        pq.write_table(data, beside, compression="zstd")
+        pq.write_table(data, beside, compression="zstd", row_group_size=ROW_GROUP)
     return path
+
+
+class TableWriter:
+    """A table written as its rows come: the same bytes as `write_table` of them all, in the memory of a row group.
+
+    `write` any number of tables, then `commit`; `close` always. Keys are not compared over all rows.
+    """
+
+    def __init__(self, path: Path, table: Table, metadata: dict[str, str] | None = None) -> None:
+        self._path, self._table = path, table
+        self._tags = {"rlaif.table": table.name, "rlaif.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
+        self._beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, data: pa.Table) -> None:
+        data = conform(data, self._table, source=str(self._path)).replace_schema_metadata(self._tags)
+        while data.num_rows:
+            part, data = data.slice(0, ROW_GROUP - self._rows), data.slice(ROW_GROUP - self._rows)
+            self._waiting.append(part)
+            self._rows += part.num_rows
+            if self._rows == ROW_GROUP:
+                self._flush()
+
+    def commit(self) -> Path:
+        """Give the file its name."""
+        if self._rows or self._writer is None:
+            self._flush()
+        if self._writer is not None:
+            with explain_os_errors(self._path):
+                self._writer.close()
+            self._writer = None
+        with explain_os_errors(self._path):
+            sync_file(self._beside)
+            os.replace(self._beside, self._path)
+            sync_folder(self._path.parent)
+        return self._path
+
+    def close(self) -> None:
+        """Leave nothing behind of a file that was not committed."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._beside.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        empty = self._table.schema.with_metadata(self._tags).empty_table()
+        data = pa.concat_tables(self._waiting).combine_chunks() if self._waiting else empty
+        with explain_os_errors(self._path):
+            if self._writer is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._writer = pq.ParquetWriter(self._beside, data.schema, compression="zstd")
+            self._writer.write_table(data, row_group_size=ROW_GROUP)
+        self._waiting, self._rows = [], 0
 
 
 def _write_parts(path: Path, data: pa.Table, tags: dict[str, str], part_rows: int) -> Path:

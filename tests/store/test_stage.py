@@ -15,7 +15,7 @@ from store.config import Config
 from store.errors import RlaifError, UsageError
 from store.hashing import hash_path
 from store.manifest import read_manifest
-from store.stage import Job, Metrics, Source, run_stage
+from store.stage import Job, Metrics, Source, redo, run_stage
 
 
 class Knobs(Config):
@@ -42,30 +42,51 @@ def test_a_finished_stage_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"n": 4}, {"seed": 2}, {"version": 2}, {"inputs": {"x": [Source("x", "hash")]}}],
-    ids=lambda change: next(iter(change)),
+    ("change", "reason"),
+    [
+        ({"n": 4}, "config numbers.n 3 -> 4"),
+        ({"seed": 2}, "seed 1 -> 2"),
+        ({"version": 2}, "code: stage version 1 -> 2"),
+        ({"inputs": {"x": [Source("a/x", "hash")]}}, "input x: a/x is new"),
+    ],
 )
-def test_whatever_makes_the_result_makes_the_key(tmp_path: Path, change: dict) -> None:
+def test_whatever_makes_the_result_makes_the_key(tmp_path: Path, change: dict, reason: str) -> None:
     run(tmp_path / "s")
     again = run(tmp_path / "s", **change)
     assert not again.reused
-    assert again.reasons == ["its inputs, config or seed changed"]
+    assert again.reasons == [reason]
 
 
-@pytest.mark.parametrize("damage", ["delete", "change", "add"])
-def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("delete", "output numbers.txt is missing"),
+        ("change", "output numbers.txt is damaged: its sha256 is "),
+        ("shorten", "output numbers.txt is damaged: it has 1 bytes instead of 5"),
+        ("add", "output more.txt is not in the manifest"),
+        ("manifest", "its manifest.json is damaged"),
+        ("no manifest", "its manifest.json is missing"),
+    ],
+)
+def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str, reason: str) -> None:
     run(tmp_path / "s")
     file = tmp_path / "s" / "numbers.txt"
     if damage == "delete":
         file.unlink()
     elif damage == "change":
         file.write_text("9 9 9")
+    elif damage == "shorten":
+        file.write_text("9")
+    elif damage == "manifest":
+        (tmp_path / "s" / "manifest.json").write_text("{")
+    elif damage == "no manifest":
+        (tmp_path / "s" / "manifest.json").unlink()
     else:
         (tmp_path / "s" / "more.txt").write_text("?")
     again = run(tmp_path / "s")
     assert not again.reused
-    assert "missing or changed" in again.reasons[0]
+    assert len(again.reasons) == 1
+    assert again.reasons[0].startswith(reason)
     assert [path.name for path in sorted((tmp_path / "s").iterdir())] == ["manifest.json", "numbers.txt"]
     assert file.read_text() == "1 2 3"
 
@@ -162,3 +183,51 @@ def test_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match="in the way"):
         run(tmp_path / "file" / "s")
+
+
+def test_a_stage_set_aside_is_made_again_even_after_a_failure(tmp_path: Path) -> None:
+    run(tmp_path / "s")
+    redo(tmp_path / "s", "asked for")
+    assert read_manifest(tmp_path / "s") is None
+
+    def fail(job: Job[Knobs]) -> Metrics:
+        raise RlaifError("no")
+
+    with pytest.raises(RlaifError, match="no"):
+        run(tmp_path / "s", function=fail)
+    assert run(tmp_path / "s").reasons == ["asked for"]
+    assert run(tmp_path / "s").reused
+
+
+def test_to_set_aside_drops_work_of_earlier_tries(tmp_path: Path) -> None:
+    def stumble(job: Job[Knobs]) -> Metrics:
+        assert not (job.out / ".shard").exists()
+        (job.out / ".shard").touch()
+        raise RlaifError("stumbled")
+
+    for _ in range(2):
+        with pytest.raises(RlaifError, match="stumbled"):
+            run(tmp_path / "s", function=stumble)
+        redo(tmp_path / "s", "asked for")
+
+
+def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
+    run(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    value = json.loads(path.read_text())
+    del value["parts"]
+    path.write_text(json.dumps({**value, "manifest_version": 1}))
+    assert run(tmp_path / "s").reused
+
+
+@pytest.mark.parametrize("year", [1980, 2099])
+def test_clocks_decide_nothing(tmp_path: Path, year: int) -> None:
+    """A clock that jumped leaves files from the future or the past: content hashes alone say what is done."""
+    source = tmp_path / "in.txt"
+    source.write_text("hello")
+    inputs = {"text": [Source(str(source), hash_path(source))]}
+    run(tmp_path / "s", inputs=inputs)
+    stamp = (year - 1970) * 365.25 * 86400
+    for path in [source, *(tmp_path / "s").iterdir(), tmp_path / "s"]:
+        os.utime(path, (stamp, stamp))
+    assert run(tmp_path / "s", inputs=inputs).reused
