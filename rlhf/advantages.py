@@ -6,17 +6,8 @@ GAE: Schulman et al. 2016 (arXiv 1506.02438). RLOO: Ahmadian et al. 2024 (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all processes; the identity where there is one."""
-
-
-def _identity(value: Tensor) -> Tensor:
-    return value
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -41,18 +32,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
-def masked_mean(values: Tensor, mask: Tensor, reduce: Reduce = _identity) -> Tensor:
-    """[] mean over the real entries of all processes."""
-    real = mask.to(values.dtype)
-    sums = reduce(torch.stack([torch.where(mask, values, 0).sum(), real.sum()]))
-    return sums[0] / sums[1]
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """[] mean over the real entries."""
+    return torch.where(mask, values, 0).sum() / mask.to(values.dtype).sum()
 
 
-def masked_whiten(values: Tensor, mask: Tensor, reduce: Reduce = _identity, epsilon: float = 1e-8) -> Tensor:
-    """[b, t] with mean 0 and variance 1 over the real entries of all processes; zero on padding."""
-    mean = masked_mean(values, mask, reduce)
+def masked_whiten(values: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """[b, t] with mean 0 and variance 1 over the real entries; zero on padding.
+
+    Every process has the rows of all (see rlhf.distributed), so this is global over the batch.
+    """
+    mean = masked_mean(values, mask)
     # Two passes: E[x^2] - E[x]^2 cancels where the mean is large against the spread.
-    variance = masked_mean((values - mean).square(), mask, reduce)
+    variance = masked_mean((values - mean).square(), mask)
     return torch.where(mask, (values - mean) * torch.rsqrt(variance + epsilon), torch.zeros_like(values))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rlhf.config import Device
+from rlhf.distributed import SINGLE, World, current, local_rank
 from store.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -20,12 +21,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Compute:
-    """A device with the type its matrix products run in, and the attention kernel."""
+    """A device with the type its matrix products run in, and the attention kernel.
+
+    world: the processes that compute together, each with a device of its own. sharded: whether they divide the models
+    among them (rlhf.sharding).
+    """
 
     device: torch.device
     dtype: torch.dtype
     attention: str = "sdpa"
     gradient_checkpointing: bool = False
+    compile: bool = False
+    world: World = SINGLE
+    sharded: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of every forward pass: autocast where the compute type is not float32."""
@@ -48,7 +56,18 @@ def choose(config: Device) -> Compute:
         dtype = torch.bfloat16 if capable else torch.float32
     else:
         dtype = DTYPES[config.dtype]
-    return Compute(device, dtype, config.attention, config.gradient_checkpointing)
+    world = current()
+    if device == torch.device("cuda") and world.size > 1:
+        device = torch.device("cuda", local_rank())
+    return Compute(
+        device,
+        dtype,
+        config.attention,
+        config.gradient_checkpointing,
+        config.compile,
+        world,
+        sharded=config.sharding == "fsdp" and world.size > 1,
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -12,12 +12,17 @@ from rlhf.logprobs import token_logprobs
 from rlhf.memory import Budget
 from rlhf.models import Model, head, hidden_states
 from rlhf.sequences import MicroBatch, Sample, micro_batches, rows_of
+from rlhf.sharding import divided, passed
 
 
 def response_logprobs(model: Model, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
     """[n] log-probs of the response tokens of one micro-batch; the head sees no other position."""
-    hidden = hidden_states(model, batch.ids, batch.positions)[batch.before]
-    return token_logprobs(hidden, head(model), batch.targets, temperature)
+
+    def forward() -> Tensor:
+        hidden = hidden_states(model, batch.ids, batch.positions)[batch.before]
+        return token_logprobs(hidden, head(model), batch.targets, temperature)
+
+    return passed(model, forward)
 
 
 @torch.no_grad()
@@ -26,13 +31,16 @@ def logprobs_of(
 ) -> list[Tensor]:
     """For each sample the log-probs of its response tokens, float32 on the CPU."""
 
-    def work(tokens: int) -> list[Tensor]:
-        rows: list[Tensor] = [torch.empty(0)] * len(samples)
-        for batch in micro_batches(samples, tokens, compute.device):
-            with compute.autocast():
-                flat = response_logprobs(model, batch, temperature)
-            for index, row in zip(batch.members, rows_of(flat.float().cpu(), batch.lengths), strict=True):
-                rows[index] = row
-        return rows
+    def part(mine: Sequence[Sample]) -> list[Tensor]:
+        def work(tokens: int) -> list[Tensor]:
+            rows: list[Tensor] = [torch.empty(0)] * len(mine)
+            for batch in micro_batches(mine, tokens, compute.device):
+                with compute.autocast():
+                    flat = response_logprobs(model, batch, temperature)
+                for index, row in zip(batch.members, rows_of(flat.float().cpu(), batch.lengths), strict=True):
+                    rows[index] = row
+            return rows
 
-    return budget.run(work, "the log-probs")
+        return budget.run(work, "the log-probs")
+
+    return divided(model, compute, samples, part)

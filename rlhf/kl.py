@@ -6,6 +6,9 @@ joschu.net/blog/kl-approx.html):
     k1 = l                    unbiased, can be negative
     k2 = l^2 / 2              biased, small variance, never negative
     k3 = exp(-l) - 1 + l      unbiased, small variance, never negative
+
+Here they are rewards, numbers without gradient. Of the three only -k1 as a reward has the policy gradient of
+-KL(pi || ref); an estimator of a value need not be one of its gradient (docs/training/correctness.md).
 """
 
 from __future__ import annotations

@@ -25,8 +25,24 @@ class PolicyLoss(NamedTuple):
     kl: Tensor
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
-    """Sum over tokens of max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c)); all arguments [n]."""
+def importance_weights(logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:
+    """min(p_trainer / p_engine, cap) of each sampled token, without gradient; all of one shape.
+
+    logprobs: of the trainer's policy as it was when the engine sampled. They correct the expectation for an engine
+    whose arithmetic is not the trainer's; the cap bounds the variance and biases towards what the engine sampled. Truncated
+    importance sampling: Ionides 2008 (J. Comput. Graph. Stat. 17, 295-311); a token's own weight before PPO's clipped
+    term: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training".
+    """
+    return (logprobs - engine_logprobs).detach().exp().clamp(max=cap)
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float, weights: Tensor | None = None
+) -> PolicyLoss:
+    """Sum over tokens of w * max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c)); all arguments [n].
+
+    weights: w, see `importance_weights`; None: 1.
+    """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     plain = -advantages * ratio
@@ -34,7 +50,8 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
     with torch.no_grad():
         clipped = (bounded > plain).sum()
         kl = (ratio - 1 - log_ratio).sum()
-    return PolicyLoss(torch.maximum(plain, bounded).sum(), clipped, kl)
+    loss = torch.maximum(plain, bounded)
+    return PolicyLoss((loss if weights is None else weights * loss).sum(), clipped, kl)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:

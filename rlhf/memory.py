@@ -28,10 +28,16 @@ class Budget:
     unit: str = "tokens"
     halvings: int = 0
 
-    def run(self, work: Callable[[int], T], what: str, reset: Callable[[], None] | None = None) -> T:
+    def run(
+        self, work: Callable[[int], T], what: str, reset: Callable[[], None] | None = None, *, alone: bool = True
+    ) -> T:
         """`work(size)`; after an out-of-memory error `reset()` and again with half the size.
 
-        Raises TransientError once the size was halved MAX_HALVINGS times and still does not fit.
+        alone: whether a process can repeat the work by itself. Where each pass gathers weights from all processes
+        (FSDP) it cannot: the others wait for it in the middle of theirs.
+
+        Raises TransientError once the size was halved MAX_HALVINGS times and still does not fit, or at once for work
+        that cannot be repeated alone.
         """
         while True:
             try:
@@ -41,6 +47,11 @@ class Budget:
                     raise
                 failure = (str(error).splitlines() or [type(error).__name__])[0]
             # Outside the except block: the traceback would keep the failed step's tensors alive.
+            if not alone:
+                raise TransientError(
+                    f"Out of memory in {what} with {self.size} {self.unit} a micro-batch ({failure}): lower "
+                    "batch_tokens, since with sharding: fsdp it cannot be halved on the way."
+                )
             if self.halvings == MAX_HALVINGS or self.size == 1:
                 raise TransientError(
                     f"Out of memory in {what} even with {self.size} {self.unit} a micro-batch ({failure}): use a "

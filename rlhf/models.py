@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from rlhf.config import Lora
 from rlhf.devices import Compute
+from rlhf.distributed import current
+from rlhf.sharding import consolidate, local
 from rlhf.tokens import Codec, load_codec
 from store.errors import UsageError
 from store.files import explain_os_errors, remove, sync_file
@@ -41,11 +43,11 @@ def load_policy(name: str, compute: Compute, *, trained: bool = False) -> tuple[
 
 
 def load_pretrained(
-    auto: Any, name: str, compute: Compute, *, trained: bool, may_lack: str = "", **options: Any
+    auto: Any, name: str, compute: Compute, *, trained: bool, may_lack: Sequence[str] = (), **options: Any
 ) -> Model:
     """`auto.from_pretrained` with every failure in one sentence.
 
-    Weights that the checkpoint lacks would be random: that is an error, but for parameters whose name contains
+    Weights that the checkpoint lacks would be random: that is an error, but for parameters whose name contains one of
     `may_lack` (a new head).
     """
     folder = Path(name)
@@ -63,7 +65,7 @@ def load_pretrained(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"The model {name!r} cannot be loaded ({reason}): give a Hugging Face model.") from error
-    absent = sorted(key for key in info["missing_keys"] if not may_lack or may_lack not in key)
+    absent = sorted(key for key in info["missing_keys"] if not any(part in key for part in may_lack))
     if absent:
         raise UsageError(
             f"The model {name!r} lacks {len(absent)} weights that {type(model).__name__} needs ({absent[0]}, ...): "
@@ -79,6 +81,9 @@ def load_pretrained(
             model.train()  # transformers recomputes only in training mode; dropout is off anyway
     else:
         model.requires_grad_(False)
+    if compute.compile:
+        # In place, so that names of weights and saved folders stay as they are; lengths differ from batch to batch.
+        model.base_model.compile(dynamic=True)
     return model
 
 
@@ -199,8 +204,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trained parameters on the CPU."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in trainable(model).items()}
+    """A copy of the trained parameters on the CPU; of sharded ones, of this process's shards."""
+    return {name: local(value.detach()).to("cpu", copy=True).contiguous() for name, value in trainable(model).items()}
 
 
 def restore(model: nn.Module, saved: dict[str, Tensor]) -> None:
@@ -210,11 +215,18 @@ def restore(model: nn.Module, saved: dict[str, Tensor]) -> None:
         raise ValueError("the snapshot has other parameters than the model")
     with torch.no_grad():
         for name, value in parameters.items():
-            value.copy_(saved[name])
+            local(value).copy_(saved[name])
 
 
-def save_model(folder: Path, model: Model, codec: Codec) -> Path:
-    """Write model and tokenizer as a Hugging Face folder (safetensors), whole or not at all."""
+def save_model(folder: Path, model: Model, codec: Codec, also: Callable[[Path], None] | None = None) -> Path:
+    """Write model and tokenizer as a Hugging Face folder (safetensors), whole or not at all.
+
+    also: writes further files into the folder that it is given, before the folder gets its name. Called by all
+    processes; the main one writes. A sharded model cannot be used any more afterwards.
+    """
+    consolidate(model)
+    if not current().is_main:
+        return folder
     beside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.tmp")
     model = merged(model)
     model.config.use_cache = True
@@ -223,8 +235,11 @@ def save_model(folder: Path, model: Model, codec: Codec) -> Path:
             with quiet():
                 model.save_pretrained(beside)
             codec.tokenizer.save_pretrained(beside)
-            for path in beside.iterdir():
-                sync_file(path)
+            if also is not None:
+                also(beside)
+            for path in beside.rglob("*"):
+                if path.is_file():
+                    sync_file(path)
             remove(folder) if folder.exists() else None
             os.replace(beside, folder)
         finally:

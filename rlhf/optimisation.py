@@ -1,14 +1,21 @@
-"""Gradient descent as all loops here do it: AdamW, warmup, a schedule, clipped gradients, no step on a bad number."""
+"""Gradient descent as all loops here do it: AdamW, warmup, a schedule, clipped gradients, no step on a bad number.
+
+With several processes a step sums their gradients, clips by the norm of the sum and steps alike on all. Whoever calls
+divides its loss by the count of the whole minibatch, so the sum is what one process would have had. FSDP has summed the
+gradients of sharded parameters during the backward pass; the others are summed here.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf.config import Optimisation
+from rlhf.distributed import current
+from rlhf.sharding import is_shard, local
 
 
 class Optimizer:
@@ -17,16 +24,24 @@ class Optimizer:
     def __init__(self, parameters: Iterable[nn.Parameter], config: Optimisation, steps: int, rate: float | None = None):
         self.parameters = [value for value in parameters if value.requires_grad]
         # No decay on norms and biases: pulling a scale of 1 to 0 is no regularisation.
+        # Shards and whole tensors stand in groups of their own, since AdamW updates a group in one kernel.
         groups = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [p for p in self.parameters if (p.ndim >= 2) == matrix and is_shard(p) == sharded],
+                "weight_decay": config.weight_decay if matrix else 0.0,
+            }
+            for sharded in (False, True)
+            for matrix in (True, False)
         ]
         self.peak = config.learning_rate if rate is None else rate
         self.config = config
         self.steps = max(1, steps)
         self.taken = 0
         betas = (config.adam_beta1, config.adam_beta2)
-        self.adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.peak, betas=betas)
+        # On a GPU torch fuses by itself; on a CPU it has to be asked, and takes a quarter of the time.
+        fused = True if all(p.device.type == "cpu" and not is_shard(p) for p in self.parameters) else None
+        groups = [group for group in groups if group["params"]]
+        self.adamw = torch.optim.AdamW(groups, lr=self.peak, betas=betas, fused=fused)
 
     @property
     def learning_rate(self) -> float:
@@ -38,7 +53,8 @@ class Optimizer:
 
     def step(self) -> float | None:
         """Clip, step, and return the gradient's norm before clipping; None, without a step, where it is not finite."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        current().sum_gradients(value for value in self.parameters if not is_shard(value))
+        norm = self._clip()
         if not math.isfinite(norm):
             self.zero_grad()
             return None
@@ -49,12 +65,46 @@ class Optimizer:
         self.zero_grad()
         return norm
 
-    def state_dict(self) -> dict[str, object]:
-        return {"adamw": self.adamw.state_dict(), "taken": self.taken}
+    def _clip(self) -> float:
+        """Scale the gradients to at most `max_grad_norm`, and return the norm of all, shards included, before that."""
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        kinds = [[g for g in gradients if is_shard(g) == sharded] for sharded in (False, True)]
+        norms = [_norm(kind) for kind in kinds if kind]
+        if not norms:
+            return 0.0
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        for parameters in ([p for p in self.parameters if is_shard(p) == sharded] for sharded in (False, True)):
+            nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        return float(norm)
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        self.adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
-        self.taken = int(state["taken"])  # type: ignore[call-overload]
+    def tensors(self) -> dict[str, Tensor]:
+        """AdamW's state by number and name, such as 3/exp_avg; of sharded parameters, this process's shards. With
+        `taken` it is the whole state: the rest follows from the config."""
+        found = {}
+        for index, parameter in enumerate(self.parameters):
+            for name, value in self.adamw.state.get(parameter, {}).items():
+                found[f"{index}/{name}"] = local(value).detach().cpu()
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor], taken: int) -> None:
+        """Take over a state that `tensors` returned after `taken` steps."""
+        self.taken = taken
+        self.adamw.state.clear()
+        for key, value in tensors.items():
+            index, _, name = key.partition("/")
+            parameter = self.parameters[int(index)]
+            if name == "step":  # a number, which AdamW keeps on the CPU
+                self.adamw.state[parameter][name] = value.clone()
+                continue
+            average = torch.zeros_like(parameter)
+            local(average).copy_(value)
+            self.adamw.state[parameter][name] = average.detach()
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """[] the norm of all; of shards, over all processes."""
+    norm = nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if is_shard(norm) else norm  # type: ignore[attr-defined]
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float, schedule: str) -> float:

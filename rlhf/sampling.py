@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from rlhf.config import Decoding
 from rlhf.devices import Compute
-from rlhf.generation import Generated, generate, row_seed
+from rlhf.engines.base import RolloutEngine
+from rlhf.engines.transformers import TransformersEngine
+from rlhf.generation import Generated, row_seed
 from rlhf.memory import Budget
 from rlhf.models import Model
 from rlhf.tokens import Codec
@@ -25,6 +27,28 @@ class Prompt(NamedTuple):
     prompt: str
 
 
+def respond_by(
+    engine: RolloutEngine,
+    codec: Codec,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    decoding: Decoding,
+    progress: Progress = silent,
+    what: str = "sample",
+) -> list[Generated]:
+    """One response of `engine` a prompt. Raises UsageError where a prompt leaves no room for it in the context."""
+    encoded: dict[str, list[int]] = {}
+    for prompt in prompts:
+        if prompt not in encoded:
+            encoded[prompt] = codec.prompt_ids(prompt)
+    codec.require_room(encoded.values(), decoding.max_new_tokens)
+
+    def on_done(done: int, total: int) -> None:
+        progress(what, done, total)
+
+    return engine.generate([encoded[prompt] for prompt in prompts], seeds, decoding, codec.stop_ids, on_done)
+
+
 def respond(
     model: Model,
     codec: Codec,
@@ -36,30 +60,13 @@ def respond(
     progress: Progress = silent,
     what: str = "sample",
 ) -> list[Generated]:
-    """One response a prompt. Raises UsageError where a prompt leaves no room for it in the context."""
-    encoded: dict[str, list[int]] = {}
-    for prompt in prompts:
-        if prompt not in encoded:
-            encoded[prompt] = codec.prompt_ids(prompt)
-    codec.require_room(encoded.values(), decoding.max_new_tokens)
-
-    def work(batch_size: int) -> list[Generated]:
-        return generate(
-            model,
-            [encoded[prompt] for prompt in prompts],
-            seeds,
-            decoding,
-            codec.stop_ids,
-            batch_size=batch_size,
-            autocast=compute.autocast,
-            on_done=lambda done: progress(what, done, len(prompts)),
-        )
-
-    return budget.run(work, "generation")
+    """`respond_by` the model itself."""
+    engine = TransformersEngine(model, compute, budget)
+    return respond_by(engine, codec, prompts, seeds, decoding, progress, what)
 
 
 def sample_rollouts(
-    model: Model,
+    engine: RolloutEngine,
     codec: Codec,
     prompts: Sequence[Prompt],
     *,
@@ -67,25 +74,21 @@ def sample_rollouts(
     decoding: Decoding,
     seed: int,
     policy: str,
-    compute: Compute,
-    batch_size: int = 256,
     progress: Progress = silent,
     what: str = "sample",
 ) -> pa.Table:
     """`responses` responses a prompt, as a rollouts table. `policy`: the content hash of the model.
 
     A response depends on the policy, the prompt, `seed` and its number alone: other prompts or another batch size do
-    not change it.
+    not change it, but for what another engine than the policy itself rounds.
     """
     jobs = [(prompt, sample) for prompt in prompts for sample in range(responses)]
-    generated = respond(
-        model,
+    generated = respond_by(
+        engine,
         codec,
         [prompt.prompt for prompt, _ in jobs],
         [row_seed(seed, prompt.prompt_id, sample) for prompt, sample in jobs],
         decoding,
-        compute,
-        Budget(batch_size, "responses"),
         progress,
         what,
     )

@@ -2,25 +2,33 @@
 
     loss = -1/N sum_responses sum_t log pi(y_t | x, y_<t),    N the response tokens of the optimizer step
 
-The prompt is context only. N counts the whole step, so that neither micro-batches nor short responses change a weight.
+The prompt is context only, and so is all but the assistant's turns of a conversation. N counts the whole step, so that
+neither micro-batches, nor the number of processes, nor short responses change a weight.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rlhf.checkpoints import CheckpointFolder
 from rlhf.config import SFTConfig
+from rlhf.demonstrations import Demonstrations
 from rlhf.devices import Compute
-from rlhf.forward import response_logprobs
+from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.memory import Budget
 from rlhf.models import Model, trainable
 from rlhf.optimisation import Optimizer
-from rlhf.sequences import Sample, micro_batches
+from rlhf.sequences import MicroBatch, Sample, micro_batches, pack
+from rlhf.sharding import rounds
 from rlhf.tokens import Codec
+from rlhf.tracking import Log, no_log
 from store.errors import RlaifError, UsageError
 from store.stage import Progress, silent
 
@@ -49,44 +57,105 @@ def train_sft(
     seed: int,
     compute: Compute,
     progress: Progress = silent,
+    log: Log = no_log,
+    checkpoints: Path | None = None,
+    trained: Sequence[Sequence[bool]] | None = None,
+    validation: Demonstrations | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place; returns one row a step: step, loss (nats a token), learning_rate, grad_norm, tokens.
 
-    Raises RlaifError where the loss is not a number.
+    trained: which response tokens of each sample count; None: all. validation: demonstrations whose loss is measured
+    after each epoch and at the end, as validation_loss, null in the other rows.
+
+    A run that was killed goes on from the last checkpoint in `checkpoints`. Raises RlaifError where the loss is not a
+    number.
     """
     steps = max(1, round(config.epochs * len(samples) / config.batch_size))
     optimizer = Optimizer(trainable(model).values(), config.optimisation, steps)
     budget = Budget(config.optimisation.batch_tokens)
     curve: list[dict[str, Any]] = []
-    for step, members in zip(range(steps), batches(len(samples), config.batch_size, seed), strict=False):
+    store = CheckpointFolder(checkpoints, world=compute.world) if checkpoints and config.checkpoint_every else None
+    if store is not None and (found := store.latest()) is not None:
+        curve = store.resume(found, {"model": model}, {"model": optimizer})[0]["curve"]
+        progress("sft", len(curve), steps, f"resumed at step {len(curve)}")
+    for step, members in enumerate(
+        islice(batches(len(samples), config.batch_size, seed), len(curve), steps), len(curve)
+    ):
         rate = optimizer.learning_rate
         batch = [samples[index] for index in members]
-        loss = budget.run(lambda tokens: _backward(model, batch, tokens, compute), "SFT", optimizer.zero_grad)  # noqa: B023
+        masks = None if trained is None else [trained[index] for index in members]
+        own = budget.run(
+            lambda tokens: _backward(model, batch, tokens, compute, masks),  # noqa: B023
+            "SFT",
+            optimizer.zero_grad,
+            alone=not compute.sharded,
+        )
+        loss = float(compute.world.sum(own))
         norm = optimizer.step() if math.isfinite(loss) else None
         if norm is None:
-            raise RlaifError(f"The loss of SFT step {step + 1} is not a number: lower the learning rate ({rate:g}).")
+            where = f"SFT step {step + 1} (demonstrations {', '.join(str(index) for index in members[:4])}, ...)"
+            raise RlaifError(f"The loss of {where} is not a number: lower the learning rate ({rate:g}).")
         curve.append(
             {
                 "step": step + 1,
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm,
-                "tokens": sum(len(sample.response) for sample in batch),
+                "tokens": count_tokens(batch, masks),
             }
         )
+        if validation is not None:
+            whole = (step + 1) % math.ceil(len(samples) / config.batch_size) == 0 or step + 1 == steps
+            curve[-1]["validation_loss"] = mean_loss(model, validation, compute, budget) if whole else None
+        log(step + 1, curve[-1])
+        if store is not None and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            store.save(step + 1, {"model": model}, {"model": optimizer}, {"curve": curve})
         progress("sft", step + 1, steps, f"loss {loss:.3f}")
     return curve
 
 
-def _backward(model: Model, batch: Sequence[Sample], tokens: int, compute: Compute) -> float:
-    count = sum(len(sample.response) for sample in batch)
+def mean_loss(model: Model, demonstrations: Demonstrations, compute: Compute, budget: Budget) -> float:
+    """Nats a token in the loss, over all demonstrations."""
+    samples, trained = demonstrations
+    masks = trained or [[True] * len(sample.response) for sample in samples]
+    rows = logprobs_of(model, samples, compute, budget)
+    total = sum(float(row.double()[torch.tensor(mask)].sum()) for row, mask in zip(rows, masks, strict=True))
+    return -total / demonstrations.tokens
+
+
+def count_tokens(samples: Sequence[Sample], trained: Sequence[Sequence[bool]] | None) -> int:
+    if trained is None:
+        return sum(len(sample.response) for sample in samples)
+    return sum(map(sum, trained))
+
+
+def _backward(
+    model: Model,
+    batch: Sequence[Sample],
+    tokens: int,
+    compute: Compute,
+    trained: Sequence[Sequence[bool]] | None = None,
+) -> Tensor:
+    """[] this process's part of the loss of one step, whose gradient it leaves in the parameters."""
+    count = count_tokens(batch, trained)
+    share = list(compute.world.share([sample.length for sample in batch]))
+    mine = [batch[index] for index in share]
+    micros = list(micro_batches(mine, tokens, compute.device))
+    if trained is not None:
+        micros = [_only(micro, [trained[share[index]] for index in micro.members]) for micro in micros]
     total = torch.zeros((), device=compute.device)
-    for micro in micro_batches(batch, tokens, compute.device):
+    for micro, weight in rounds(model, compute.world, micros, lambda: pack(batch, [0], compute.device)):
         with compute.autocast():
-            loss = -response_logprobs(model, micro).sum() / count
+            loss = -weight * response_logprobs(model, micro).sum() / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    return float(total)
+    return total
+
+
+def _only(micro: MicroBatch, trained: Sequence[Sequence[bool]]) -> MicroBatch:
+    """The micro-batch with the trained response tokens alone; the head sees no other."""
+    keep = torch.tensor([flag for mask in trained for flag in mask], device=micro.before.device)
+    return micro._replace(before=micro.before[keep], targets=micro.targets[keep])
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:

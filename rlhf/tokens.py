@@ -119,6 +119,23 @@ def load_codec(name: str, config: Any = None, generation_config: Any = None) -> 
     return make_codec(tokenizer, config, generation_config, name)
 
 
+def codec_of(name: str) -> Codec:
+    """`load_codec` of a model whose weights are not loaded here. Raises UsageError where there is no such model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"The model {name!r} cannot be loaded ({_first_line(error)}): give a Hugging Face model."
+        ) from error
+    try:
+        generation_config = GenerationConfig.from_pretrained(name)
+    except OSError:  # most models have none
+        generation_config = None
+    return load_codec(name, config, generation_config)
+
+
 def make_codec(tokenizer: Any, config: Any = None, generation_config: Any = None, name: str = "the model") -> Codec:
     stops = _as_ids(tokenizer.eos_token_id)
     stops |= _as_ids(getattr(generation_config, "eos_token_id", None)) | _as_ids(getattr(config, "eos_token_id", None))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from flows.stages.tables import read_prompts
 from judges.config import load_judge
-from judges.metrics import account
+from judges.metrics import account, spending, split_by_judge
 from judges.pairs import Pair
 from judges.panel import judge_pairs, soft_preferences
 from judges.scoring import Item, score_responses
@@ -68,7 +68,8 @@ def run(job: Job[EvaluateConfig]) -> Metrics:
     write_table(job.out / "responses.parquet", RESPONSES, table)
     write_table(job.out / "votes.parquet", VOTES, votes)
     write_json(job.out / "evaluation.json", evaluation)
-    return {name: value for name, value in evaluation.items() if name != "votes"}
+    spent = {judge: account(own) | spending(own) for judge, own in split_by_judge(votes).items()}
+    return {name: value for name, value in evaluation.items() if name != "votes"} | {"per_judge": spent}
 
 
 def sample_side(

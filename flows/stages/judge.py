@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flows.shards.judging import MEMBERS_PART, VOTES_PART, judge_in_shards
+from flows.shards.merge import merged, open_parts
 from judges.cascade import savings, total_cost
 from judges.config import Judge, JudgeStageConfig, load_judge
 from judges.metrics import (
@@ -27,12 +29,13 @@ from judges.metrics import (
     own_names,
     self_preference,
 )
-from judges.pairs import Pair, make_pairs, pairs_from_table
+from judges.pairs import Pair, make_pairs, pairs_from_table, pairs_to_table
 from judges.panel import Judged, Limits, Panel, together
 from judges.quality import fit_flaw_weights
 from judges.ratings import Rollout, is_pointwise, rate_rollouts, rating_id, rating_report, rollouts_in, rollouts_of
 from judges.swiss import play
 from store.errors import UsageError
+from store.sharding import ShardsConfig
 from store.stage import Job, Metrics
 from store.tables import GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
 
@@ -94,6 +97,8 @@ def _judged(
             judges, [*rollouts_in(known), *rollouts_of(rollouts, prompts)], progress=job.progress, **how
         )
 
+    if config.shards is not None:
+        return _sharded(job, config.shards, judges, rollouts, prompts, known, how["limits"])
     if config.pairs != "swiss":
         pairs = _some(job, make_pairs(rollouts, prompts, config.pairs, config.pairs_per_prompt, job.seed))
         panel = Panel(judges, keep_loaded=False, ratings=rated(), **how)
@@ -112,6 +117,38 @@ def _judged(
         rounds, number = job.out / ".rounds", config.pairs_per_prompt
         pairs = _some(job, play(rollouts, prompts, ask, per_prompt=number, seed=job.seed, folder=rounds))
     return pairs, together(parts)
+
+
+def _sharded(
+    job: Job[JudgeStageConfig],
+    shards: ShardsConfig,
+    judges: Sequence[Judge],
+    rollouts: pa.Table,
+    prompts: pa.Table,
+    known: list[Pair],
+    limits: Limits,
+) -> tuple[pa.Table, Judged]:
+    """As in one go, with the pairs in the same order; the parts lie in .parts until the stage is done."""
+    config = job.config
+    if config.pairs == "swiss":
+        raise UsageError("judge.pairs is swiss, which looks at votes between its rounds: remove judge.shards.")
+    pairs = _some(job, make_pairs(rollouts, prompts, config.pairs, config.pairs_per_prompt, job.seed))
+    asked = pairs_to_table(_joined(known, pairs_from_table(pairs))) if known else pairs
+    folders = judge_in_shards(
+        judges,
+        [asked],
+        total=asked.num_rows,
+        folder=job.out / ".parts",
+        seed=job.seed,
+        config=shards,
+        limits=limits,
+        progress=job.progress,
+    )
+    votes, members = (
+        pa.concat_tables([VOTES.schema.empty_table(), *merged(open_parts([one / name for one in folders]))])
+        for name in (VOTES_PART, MEMBERS_PART)
+    )
+    return pairs, Judged(votes.combine_chunks(), members.combine_chunks(), RATINGS.schema.empty_table())
 
 
 def _ratings(

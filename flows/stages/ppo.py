@@ -8,17 +8,21 @@ from pathlib import Path
 
 import torch
 
+from flows.stages.constraints import open_terms
 from flows.stages.tables import read_prompts, write_rows
 from judges.config import load_judge
 from judges.pairs import Pair
 from judges.panel import Panel, soft_preferences
 from rlhf.config import PPOConfig
 from rlhf.devices import choose
+from rlhf.engines import open_engine
 from rlhf.models import save_model
 from rlhf.ppo.actors import load_actors
-from rlhf.ppo.guard import Probe, ProbeItem
+from rlhf.ppo.guard import Probe, ProbeItem, Wins
 from rlhf.ppo.trainer import train
 from rlhf.sampling import Prompt
+from rlhf.tracking import tracking
+from store.errors import RlaifError
 from store.hashing import short_id
 from store.stage import Job, Metrics
 
@@ -28,8 +32,16 @@ def run(job: Job[PPOConfig]) -> Metrics:
     torch.manual_seed(job.seed)
     compute = choose(config.device)
     rows = read_prompts(job.path("prompts"), config.splits)
-    actors = load_actors(job.value("policy"), job.value("reward"), config, compute)
-    with open_probe(job) as probe:
+    about = {row["prompt_id"]: row for row in rows}
+    main = compute.world.is_main
+    with (
+        tracking(config, "ppo", job.out, main) as log,
+        open_terms(config.terms, job.values("constraint"), about, job.seed) as judged,
+        open_probe(job, main) as probe,
+        open_engine(job.value("policy"), config, compute) as engine,
+    ):
+        actors = load_actors(job.value("policy"), job.value("reward"), config, compute, judged)
+        actors.engine = engine
         result = train(
             actors,
             [Prompt(row["prompt_id"], row["prompt"]) for row in rows],
@@ -38,15 +50,20 @@ def run(job: Job[PPOConfig]) -> Metrics:
             job.out / ".checkpoints",
             probe=probe,
             progress=job.progress,
+            log=log,
         )
+    if not result.rows:
+        raise RlaifError(f"PPO stopped before its first update: {result.stopped}.")
     save_model(job.out / "policy", actors.policy, actors.codec)
-    write_rows(job.out / "updates.parquet", result.rows)
-    write_rows(job.out / "samples.parquet", result.samples)
+    if main:
+        write_rows(job.out / "updates.parquet", result.rows)
+        write_rows(job.out / "samples.parquet", result.samples)
     first, kept = result.rows[0], next(row for row in result.rows if row["update"] == result.kept)
     return {
         "updates": result.updates,
         "best_update": result.kept,
         "stopped": result.stopped,
+        "warnings": result.warnings,
         "kl": kept["kl"],
         "reward_start": first["score"],
         "reward_end": kept["score"],
@@ -57,10 +74,16 @@ def run(job: Job[PPOConfig]) -> Metrics:
 
 
 @contextmanager
-def open_probe(job: Job[PPOConfig]) -> Iterator[Probe | None]:
-    """The judges' live win rate, loaded once for the whole stage; None without judges or where it is switched off."""
+def open_probe(job: Job[PPOConfig], main: bool = True) -> Iterator[Probe | None]:
+    """The judges of the live probe, loaded once for the whole stage; None without judges or where it is off.
+
+    `main`: whether this process is the one that asks them; the others are handed its answers.
+    """
     if not job.given("judge") or not job.config.probe.every:
         yield None
+        return
+    if not main:
+        yield lambda items: [None] * len(items)
         return
     groups = {
         row["prompt_id"]: (row["group"], row["split"], row["reference"])
@@ -68,29 +91,29 @@ def open_probe(job: Job[PPOConfig]) -> Iterator[Probe | None]:
     }
     with Panel([load_judge(value) for value in job.values("judge")], seed=job.seed) as panel:
 
-        def probe(items: Sequence[ProbeItem]) -> float | None:
-            pairs, wins = [], []
+        def probe(items: Sequence[ProbeItem]) -> Wins:
+            ids: list[str | None] = []
+            pairs = []
             for item in items:
                 if item.policy_response == item.reference_response:
-                    wins.append(0.5)
+                    ids.append(None)
                     continue
                 group, split, reference = groups[item.prompt_id]
-                pairs.append(
-                    Pair(
-                        short_id(item.prompt_id, item.policy_response, item.reference_response),
-                        item.prompt_id,
-                        item.prompt,
-                        "policy",
-                        "reference",
-                        item.policy_response,
-                        item.reference_response,
-                        group,
-                        split,
-                        reference,
-                    )
+                pair = Pair(
+                    short_id(item.prompt_id, item.policy_response, item.reference_response),
+                    item.prompt_id,
+                    item.prompt,
+                    "policy",
+                    "reference",
+                    item.policy_response,
+                    item.reference_response,
+                    group,
+                    split,
+                    reference,
                 )
-            if pairs:
-                wins.extend(soft_preferences(panel.judge(pairs)).values())
-            return sum(wins) / len(wins) if wins else None
+                pairs.append(pair)
+                ids.append(pair.pair_id)
+            preferred = soft_preferences(panel.judge(pairs)) if pairs else {}
+            return [0.5 if name is None else preferred.get(name) for name in ids]
 
         yield probe

@@ -1,7 +1,8 @@
 """The critic: the value of every state of a response, V(s_t) with s_t the prompt and the response before token t.
 
 separate: a model of its own that starts as the reward model, so its first values are the reward model's outputs. Where
-the reward model reads other token ids than the policy writes, it starts from the policy's weights with a new head.
+the reward model reads other token ids than the policy writes, or is an encoder, it starts from the policy's weights
+with a new head; where it is an ensemble, from the mean of its heads or from the first of its models.
 shared: a linear head on the policy's trunk; one forward pass gives log-probs and values.
 """
 
@@ -18,6 +19,7 @@ from rlhf.memory import Budget
 from rlhf.models import Model, attach_lora, disable_dropout, hidden_states, unwrap
 from rlhf.reward_model import init_head, load_reward_model, score_head
 from rlhf.sequences import MicroBatch, Sample, micro_batches, rows_of
+from rlhf.sharding import divided, passed, shard
 
 
 class SeparateCritic(nn.Module):
@@ -30,9 +32,13 @@ class SeparateCritic(nn.Module):
 
     def values(self, batch: MicroBatch) -> Tensor:
         """[n] values of the states before each response token."""
-        states = hidden_states(self.model, batch.ids, batch.positions)[batch.before]
-        value: Tensor = score_head(self.model)(states)[:, 0].float() + self.bias
-        return value
+
+        def forward() -> Tensor:
+            states = hidden_states(self.model, batch.ids, batch.positions)[batch.before]
+            value: Tensor = score_head(self.model)(states)[:, 0].float()
+            return value
+
+        return passed(self.model, forward) + self.bias
 
 
 class SharedCritic(nn.Module):
@@ -54,13 +60,13 @@ Critic = SeparateCritic | SharedCritic
 
 def separate_critic(name: str, compute: Compute, lora: Lora | None = None) -> SeparateCritic:
     """A critic from the reward model (or causal language model) at `name`; with `lora`, adapters and the head train."""
-    start = load_reward_model(name, compute, trained=True)
+    start = load_reward_model(name, compute, trained=True, ensemble=False)
     shift = start.shift
     model = start.model
     if lora is not None:
         model = attach_lora(model, lora, "SEQ_CLS")
         disable_dropout(model)
-    return SeparateCritic(model, shift)
+    return SeparateCritic(shard(model, compute), shift)
 
 
 def shared_critic(policy: Model) -> SharedCritic:
@@ -71,13 +77,16 @@ def shared_critic(policy: Model) -> SharedCritic:
 def values_of(critic: SeparateCritic, samples: Sequence[Sample], compute: Compute, budget: Budget) -> list[Tensor]:
     """For each sample the values before each of its response tokens, float32 on the CPU."""
 
-    def work(tokens: int) -> list[Tensor]:
-        rows: list[Tensor] = [torch.empty(0)] * len(samples)
-        for batch in micro_batches(samples, tokens, compute.device):
-            with compute.autocast():
-                flat = critic.values(batch).cpu()
-            for index, row in zip(batch.members, rows_of(flat, batch.lengths), strict=True):
-                rows[index] = row
-        return rows
+    def part(mine: Sequence[Sample]) -> list[Tensor]:
+        def work(tokens: int) -> list[Tensor]:
+            rows: list[Tensor] = [torch.empty(0)] * len(mine)
+            for batch in micro_batches(mine, tokens, compute.device):
+                with compute.autocast():
+                    flat = critic.values(batch).cpu()
+                for index, row in zip(batch.members, rows_of(flat, batch.lengths), strict=True):
+                    rows[index] = row
+            return rows
 
-    return budget.run(work, "the values")
+        return budget.run(work, "the values")
+
+    return divided(critic.model, compute, samples, part)

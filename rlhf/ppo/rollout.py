@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from rlhf.advantages import gae, grpo, masked_whiten, rloo
 from rlhf.config import PPOConfig
+from rlhf.engines.transformers import TransformersEngine
 from rlhf.generation import row_seed
 from rlhf.kl import kl_estimate
 from rlhf.memory import Budget
 from rlhf.ppo.actors import Actors
-from rlhf.rewards import shape_scores, token_rewards
-from rlhf.sampling import Prompt, respond
+from rlhf.ppo.importance import Importance, importance
+from rlhf.rewards import Responses, add_terms, shape_scores, token_rewards
+from rlhf.sampling import Prompt, respond_by
 from rlhf.sequences import Sample, length_mask, pad_rows
 from store.errors import RlaifError
 
@@ -44,6 +47,10 @@ class Rollouts:
     """[b, t] likewise under the reference."""
     values: Tensor | None
     """[b, t] of the critic; None without one."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """[b] of each named reward term, NaN where it could not be measured."""
+    importance: Importance | None = None
+    """Of the tokens, where another engine sampled them; None: the policy itself did, and every weight is 1."""
 
     @property
     def mask(self) -> Tensor:
@@ -51,7 +58,7 @@ class Rollouts:
 
 
 class Targets(NamedTuple):
-    """What the update fits. `returns` is None without a critic; `shaped` [b] are the scores after clip and penalty."""
+    """What the update fits. `returns` is None without a critic; `shaped` [b] are the scores after clip and terms."""
 
     advantages: Tensor
     returns: Tensor | None
@@ -80,34 +87,44 @@ def prompts_of_update(prompts: Sequence[Prompt], update: int, count: int, seed: 
 def collect(
     actors: Actors, prompts: Sequence[Prompt], config: PPOConfig, seed: int, update: int, budgets: Budgets
 ) -> Rollouts:
-    """Respond `group_size` times to each prompt and measure the responses. Raises NotFiniteError."""
+    """Respond `group_size` times to each prompt with the policy as it is now, and measure the responses.
+
+    Raises NotFiniteError, and TransientError where the rollout engine died.
+    """
     repeated = [prompt for prompt in prompts for _ in range(config.group_size)]
-    generated = respond(
-        actors.policy,
+    engine = actors.engine or TransformersEngine(actors.policy, actors.compute, budgets.responses)
+    engine.sync(actors.policy)
+    generated = respond_by(
+        engine,
         actors.codec,
         [prompt.prompt for prompt in repeated],
         [row_seed(seed, "ppo", update, row) for row in range(len(repeated))],
         config.decoding,
-        actors.compute,
-        budgets.responses,
     )
+    engine.sleep()
     samples = [
         Sample(actors.codec.prompt_ids(prompt.prompt), result.ids)
         for prompt, result in zip(repeated, generated, strict=True)
     ]
     responses = [actors.codec.text(result.ids) for result in generated]
+    lengths = torch.tensor([len(result.ids) for result in generated])
+    finished = torch.tensor([result.finish_reason == "stop" for result in generated])
+    about = Responses(repeated, responses, lengths, finished)
     temperature = config.decoding.temperature
-    logprobs, values = actors.logprobs_and_values(samples, budgets.tokens, temperature)
+    rows, values = actors.logprobs_and_values(samples, budgets.tokens, temperature)
+    logprobs = pad_rows(rows)
     rollouts = Rollouts(
         prompts=repeated,
         samples=samples,
         responses=responses,
-        lengths=torch.tensor([len(result.ids) for result in generated]),
-        finished=torch.tensor([result.finish_reason == "stop" for result in generated]),
+        lengths=lengths,
+        finished=finished,
         scores=actors.score([(p.prompt, r) for p, r in zip(repeated, responses, strict=True)]).float().cpu(),
-        logprobs=pad_rows(logprobs),
+        logprobs=logprobs,
         reference_logprobs=pad_rows(actors.reference_logprobs(samples, budgets.tokens, temperature)),
         values=None if values is None else pad_rows(values),
+        terms={name: actors.compute.world.once(partial(term, about)) for name, term in actors.terms.items()},
+        importance=None if engine.exact else importance(logprobs, generated, config.importance_cap),
     )
     _require_finite(rollouts, update)
     return rollouts
@@ -116,12 +133,8 @@ def collect(
 def targets(rollouts: Rollouts, config: PPOConfig, beta: float) -> Targets:
     """Rewards, then returns, then advantages: whitened last, so that the critic fits the rewards' own scale."""
     mask = rollouts.mask
-    shaped = shape_scores(
-        rollouts.scores,
-        rollouts.finished,
-        clip=config.reward_clip,
-        whiten=config.whiten_rewards,
-        missing_stop_penalty=config.missing_stop_penalty,
+    shaped = add_terms(
+        shape_scores(rollouts.scores, clip=config.reward_clip, whiten=config.whiten_rewards), rollouts.terms
     )
     kl = kl_estimate(rollouts.logprobs, rollouts.reference_logprobs, config.kl.estimator)
     rewards = token_rewards(shaped, kl, rollouts.lengths, beta)
@@ -145,6 +158,9 @@ def _require_finite(rollouts: Rollouts, update: int) -> None:
     columns = {
         "score": rollouts.scores.isfinite(),
         "log-prob": rollouts.logprobs.isfinite().all(1),
+        "importance weight": torch.ones(1, dtype=torch.bool)
+        if rollouts.importance is None
+        else rollouts.importance.weights.isfinite().all(1),
         "value": torch.ones(1, dtype=torch.bool) if rollouts.values is None else rollouts.values.isfinite().all(1),
     }
     for name, fine in columns.items():

@@ -1,36 +1,37 @@
 """The optimisation of one update: epochs x minibatches steps on the policy and on the critic.
 
-A minibatch is a fixed share of the responses; micro-batches below it bound memory and change nothing, since each loss
-is a sum over tokens divided by the minibatch's token count. With many processes that count and the gradients are to be
-summed over all of them.
+A minibatch is a fixed share of the responses; processes and micro-batches divide it further and change nothing, since
+each loss is a sum over tokens divided by the minibatch's token count, and gradients are summed over all processes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf.config import PPOConfig
+from rlhf.devices import Compute
 from rlhf.generation import row_seed
 from rlhf.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf.losses import policy_loss, value_loss
 from rlhf.memory import Budget
-from rlhf.models import head, hidden_states
+from rlhf.models import Model, head, hidden_states
 from rlhf.optimisation import Optimizer
 from rlhf.ppo.actors import Actors
 from rlhf.ppo.critic import SeparateCritic, SharedCritic
 from rlhf.ppo.rollout import NotFiniteError, Rollouts, Targets
-from rlhf.sequences import MicroBatch, Sample, flat_of, micro_batches
+from rlhf.sequences import MicroBatch, flat_of, micro_batches, pack
+from rlhf.sharding import passed, rounds
 
 
 @dataclass
 class Sums:
-    """Sums over the tokens of a minibatch, added up on the device and read once."""
+    """Sums over this process's tokens of a minibatch, added up on the device and read once."""
 
     policy: Tensor | float = 0.0
     value: Tensor | float = 0.0
@@ -38,8 +39,11 @@ class Sums:
     kl: Tensor | float = 0.0
     entropy: Tensor | float = 0.0
 
-    def per_token(self, tokens: int) -> dict[str, float]:
-        return {field.name: float(getattr(self, field.name)) / tokens for field in fields(self)}
+    def per_token(self, tokens: int, compute: Compute) -> dict[str, float]:
+        """Means over the `tokens` of the whole minibatch."""
+        numbers = [torch.as_tensor(value, dtype=torch.float32, device=compute.device) for value in astuple(self)]
+        totals = compute.world.sum(torch.stack(numbers).cpu().double()).tolist()
+        return {field.name: total / tokens for field, total in zip(fields(self), totals, strict=True)}
 
 
 @dataclass
@@ -118,13 +122,14 @@ def _policy_step(
 
     def work(size: int) -> Sums:
         sums = Sums()
-        for batch in _micro_batches(rollouts, members, size, actors):
+        for batch, weight in _micro_batches(rollouts, members, size, actors.policy, actors.compute):
             with actors.compute.autocast():
-                loss = _policy_micro_batch(actors, batch, rollouts, goal, config, sums)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+                loss = _policy_micro_batch(actors, batch, rollouts, goal, config, sums, weight)
+            (loss * weight / tokens).backward()  # type: ignore[no-untyped-call]
         return sums
 
-    sums = budget.run(work, "the policy update", optimizer.zero_grad).per_token(tokens)
+    done = budget.run(work, "the policy update", optimizer.zero_grad, alone=not actors.compute.sharded)
+    sums = done.per_token(tokens, actors.compute)
     if not all(math.isfinite(value) for value in sums.values()):
         optimizer.zero_grad()
         raise NotFiniteError(f"The policy loss of {where} is not a number")
@@ -142,30 +147,44 @@ def _policy_step(
 
 
 def _policy_micro_batch(
-    actors: Actors, batch: MicroBatch, rollouts: Rollouts, goal: Targets, config: PPOConfig, sums: Sums
+    actors: Actors,
+    batch: MicroBatch,
+    rollouts: Rollouts,
+    goal: Targets,
+    config: PPOConfig,
+    sums: Sums,
+    weight: float,
 ) -> Tensor:
-    """[] sum over the micro-batch's tokens of everything the policy's parameters are trained on."""
+    """[] sum over the micro-batch's tokens of everything the policy's parameters are trained on.
+
+    weight: 0 where the pass is made for other processes' sake only, and is not to count in `sums`.
+    """
 
     def flat(padded: Tensor) -> Tensor:
         return flat_of(padded, batch.members, batch.lengths).to(actors.compute.device)
 
-    states = hidden_states(actors.policy, batch.ids, batch.positions)[batch.before]
-    temperature = config.decoding.temperature
-    if config.entropy_coefficient:
-        logprobs, entropy = token_logprobs_and_entropy(states, head(actors.policy), batch.targets, temperature)
-        sums.entropy = sums.entropy + entropy.detach().sum()
-    else:
+    def forward() -> tuple[Tensor, Tensor, Tensor | None]:
+        states = hidden_states(actors.policy, batch.ids, batch.positions)[batch.before]
+        temperature = config.decoding.temperature
+        if config.entropy_coefficient:
+            both = token_logprobs_and_entropy(states, head(actors.policy), batch.targets, temperature)
+            return states, *both
         # The entropy needs the softmax over the whole vocabulary: it is computed only where it is optimised.
-        logprobs, entropy = token_logprobs(states, head(actors.policy), batch.targets, temperature), None
-    result = policy_loss(logprobs, flat(rollouts.logprobs), flat(goal.advantages), config.clip)
-    sums.policy = sums.policy + result.loss.detach()
-    sums.clipped = sums.clipped + result.clipped
-    sums.kl = sums.kl + result.kl
+        return states, token_logprobs(states, head(actors.policy), batch.targets, temperature), None
+
+    states, logprobs, entropy = passed(actors.policy, forward)
+    weights = None if rollouts.importance is None else flat(rollouts.importance.weights)
+    result = policy_loss(logprobs, flat(rollouts.logprobs), flat(goal.advantages), config.clip, weights)
+    sums.policy = sums.policy + weight * result.loss.detach()
+    sums.clipped = sums.clipped + weight * result.clipped
+    sums.kl = sums.kl + weight * result.kl
+    if entropy is not None:
+        sums.entropy = sums.entropy + weight * entropy.detach().sum()
     loss = result.loss if entropy is None else result.loss - config.entropy_coefficient * entropy.sum()
     if isinstance(actors.critic, SharedCritic) and goal.returns is not None and rollouts.values is not None:
         values = actors.critic.values_of_states(states)
         fit = value_loss(values, flat(rollouts.values), flat(goal.returns), config.value_clip)
-        sums.value = sums.value + fit.detach()
+        sums.value = sums.value + weight * fit.detach()
         loss = loss + config.value_coefficient * fit
     return loss
 
@@ -186,20 +205,22 @@ def _critic_step(
         raise ValueError("a critic step needs a separate critic, its old values and returns")
     tokens = int(rollouts.lengths[list(members)].sum())
 
-    def work(size: int) -> float:
-        total = torch.zeros((), device=actors.compute.device)
-        for batch in _micro_batches(rollouts, members, size, actors):
+    compute = actors.compute
+
+    def work(size: int) -> Tensor:
+        total = torch.zeros((), device=compute.device)
+        for batch, weight in _micro_batches(rollouts, members, size, critic.model, compute):
             old, goals = (
-                flat_of(padded, batch.members, batch.lengths).to(actors.compute.device)
-                for padded in (old_values, returns)
+                flat_of(padded, batch.members, batch.lengths).to(compute.device) for padded in (old_values, returns)
             )
-            with actors.compute.autocast():
-                loss = value_loss(critic.values(batch), old, goals, config.value_clip) / tokens
+            with compute.autocast():
+                loss = weight * value_loss(critic.values(batch), old, goals, config.value_clip) / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return float(total)
+        return total
 
-    loss = budget.run(work, "the critic update", optimizer.zero_grad)
+    done = budget.run(work, "the critic update", optimizer.zero_grad, alone=not compute.sharded)
+    loss = float(compute.world.sum(done))
     norm = optimizer.step() if math.isfinite(loss) else None
     if norm is None:
         optimizer.zero_grad()
@@ -208,13 +229,17 @@ def _critic_step(
     stats.add("value_grad_norm", norm)
 
 
-def _micro_batches(rollouts: Rollouts, members: Sequence[int], size: int, actors: Actors) -> list[MicroBatch]:
-    """Micro-batches whose `members` count in the whole batch of rollouts."""
-    samples: list[Sample] = [rollouts.samples[index] for index in members]
-    return [
-        batch._replace(members=[members[index] for index in batch.members])
-        for batch in micro_batches(samples, size, actors.compute.device)
+def _micro_batches(
+    rollouts: Rollouts, members: Sequence[int], size: int, model: Model, compute: Compute
+) -> Iterator[tuple[MicroBatch, float]]:
+    """This process's micro-batches of the minibatch with their weights; their `members` count in all the rollouts."""
+    shared = [members[index] for index in compute.world.share([rollouts.samples[index].length for index in members])]
+    samples = [rollouts.samples[index] for index in shared]
+    batches = [
+        batch._replace(members=[shared[index] for index in batch.members])
+        for batch in micro_batches(samples, size, compute.device)
     ]
+    yield from rounds(model, compute.world, batches, lambda: pack(rollouts.samples, members[:1], compute.device))
 
 
 def _where(rollouts: Rollouts, members: Sequence[int], update: int, epoch: int, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -102,18 +103,64 @@ def test_every_id_may_be_a_real_token(model: Any, compute: Compute) -> None:
         torch.testing.assert_close(row.double(), single(model, sample), atol=1e-5, rtol=0)
 
 
-def test_chunks_change_neither_values_nor_gradients() -> None:
+@pytest.mark.parametrize("kept", [0, 20 * 30, 10**9])
+@pytest.mark.parametrize("chunk", [1, 7 * 30, 10**9])
+def test_neither_chunks_nor_what_they_keep_change_values_or_gradients(chunk: int, kept: int) -> None:
     torch.manual_seed(0)
-    hidden, weight = torch.randn(50, 8, requires_grad=True), torch.randn(8, 30, requires_grad=True)
-    targets = torch.randint(0, 30, (50,))
-    grads = []
-    for elements in (10**9, 7 * 30):
-        value = token_logprobs(hidden, lambda h: h @ weight, targets, 0.7, elements)
-        expected = torch.log_softmax(hidden @ weight / 0.7, -1)[torch.arange(50), targets]
-        torch.testing.assert_close(value, expected)
-        grads.append(torch.autograd.grad(value.square().sum(), [hidden, weight]))
-    for one, other in zip(*grads, strict=True):
+    hidden, weight = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((50, 8), (8, 30)))
+    targets, upstream = torch.randint(0, 30, (50,)), torch.randn(50)
+    value = token_logprobs(hidden, lambda h: h @ weight, targets, 0.7, chunk, kept)
+    expected = torch.log_softmax(hidden @ weight / 0.7, -1)[torch.arange(50), targets]
+    torch.testing.assert_close(value, expected)
+    ours = torch.autograd.grad((value.square() * upstream).sum(), [hidden, weight])
+    theirs = torch.autograd.grad((expected.square() * upstream).sum(), [hidden, weight])
+    for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_gradient_of_logprobs_agrees_with_finite_differences() -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(4, 6, dtype=torch.float64)).requires_grad_()
+    targets = torch.tensor([0, 5, 2, 2])
+    token_logprobs(logits, lambda h: h, targets, 1.3).sum().backward()
+    assert logits.grad is not None
+    with torch.no_grad():
+        for row in range(4):
+            for column in range(6):
+                step = torch.zeros_like(logits)
+                step[row, column] = 1e-6
+                above, below = (token_logprobs(logits + way * step, lambda h: h, targets, 1.3).sum() for way in (1, -1))
+                torch.testing.assert_close(logits.grad[row, column], (above - below) / 2e-6, atol=1e-7, rtol=1e-6)
+
+
+def test_logprobs_of_tokens_that_the_softmax_rounds_to_zero_are_exact() -> None:
+    logits = torch.tensor([[0.0, -200.0, 1e4], [5.0, 5.0, 5.0]], requires_grad=True)
+    value = token_logprobs(logits, lambda h: h, torch.tensor([1, 0]))
+    torch.testing.assert_close(value, torch.tensor([-10200.0, -math.log(3)]))
+    value.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, 1.0, -1.0], [2 / 3, -1 / 3, -1 / 3]]))
+
+
+def test_logprobs_of_bfloat16_logits_are_summed_in_float32() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4000).bfloat16().requires_grad_()
+    targets = torch.tensor([1, 2, 3])
+    value = token_logprobs(logits, lambda h: h, targets)
+    exact = torch.log_softmax(logits.detach().double(), -1)
+    torch.testing.assert_close(value.double(), exact[torch.arange(3), targets], atol=1e-5, rtol=0)
+    value.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+    onehot = torch.nn.functional.one_hot(targets, 4000)
+    torch.testing.assert_close(logits.grad.double(), onehot - exact.exp(), atol=4e-3, rtol=1e-2)
+
+
+def test_the_gradient_of_logprobs_can_be_taken_once_only() -> None:
+    logits = torch.randn(3, 5, requires_grad=True)
+    total = token_logprobs(logits, lambda h: h, torch.tensor([0, 1, 2])).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        total.backward()
 
 
 def test_entropy_is_that_of_the_tempered_distribution() -> None:

@@ -6,12 +6,19 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from rlhf.advantages import gae, grpo, masked_mean, masked_whiten, rloo
 from rlhf.kl import KLController, kl_estimate
 from rlhf.losses import bradley_terry_loss, policy_loss, value_loss
-from rlhf.rewards import shape_scores, token_rewards, whiten_keeping_mean
+from rlhf.rewards import (
+    Responses,
+    add_terms,
+    missing_stop,
+    over_length,
+    shape_scores,
+    token_rewards,
+    whiten_keeping_mean,
+)
 from rlhf.sequences import length_mask
 
 
@@ -59,13 +66,22 @@ def test_rewards_of_a_row_sum_to_score_minus_beta_kl() -> None:
         torch.testing.assert_close(rewards[row, length - 1], scores[row] - 0.3 * kl[row, length - 1])
 
 
-def test_scores_are_clipped_then_whitened_then_penalised() -> None:
+def test_scores_are_clipped_then_whitened_then_the_terms_added() -> None:
     scores, finished = torch.tensor([20.0, -20.0, 1.0, 3.0]), torch.tensor([True, True, False, True])
-    assert shape_scores(scores, finished, clip=10).tolist() == [10, -10, 1, 3]
-    assert shape_scores(scores, finished, clip=10, missing_stop_penalty=5).tolist() == [10, -10, -4, 3]
-    white = shape_scores(scores, finished, whiten=True)
+    assert shape_scores(scores, clip=10).tolist() == [10, -10, 1, 3]
+    about = Responses([], [], torch.tensor([3, 9, 7, 6]), finished)
+    terms = {"missing_stop": missing_stop(5.0)(about), "length": over_length(6, 0.5)(about)}
+    assert terms["missing_stop"].tolist() == [0, 0, -5, 0]
+    assert terms["length"].tolist() == [0, -1.5, -0.5, 0]  # 3 and 1 tokens beyond the 6
+    assert add_terms(shape_scores(scores, clip=10), terms).tolist() == [10, -11.5, -4.5, 3]
+    white = shape_scores(scores, whiten=True)
     torch.testing.assert_close(white.mean(), scores.mean())
     assert float(white.std(unbiased=False)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_term_that_measured_nothing_gives_nothing() -> None:
+    shaped = add_terms(torch.tensor([1.0, 2.0]), {"rule": torch.tensor([float("nan"), -0.5])})
+    assert shaped.tolist() == [1.0, 1.5]
 
 
 def test_whitening_rewards_keeps_the_mean_and_survives_equal_rewards() -> None:
@@ -109,35 +125,6 @@ def test_garbage_behind_the_end_changes_nothing() -> None:
         torch.testing.assert_close(clean, spoilt)
     torch.testing.assert_close(masked_whiten(values, mask), masked_whiten(dirty[1], mask))
     torch.testing.assert_close(masked_mean(values, mask), masked_mean(dirty[1], mask))
-
-
-def test_whitening_of_two_processes_equals_that_of_one() -> None:
-    """Each half reduces with the sums that the other half would send; both halves run the same two reductions."""
-    torch.manual_seed(0)
-    values, mask = torch.randn(4, 5).double() + 3, length_mask([5, 2, 4, 1])
-    whole = masked_whiten(values, mask)
-    sent: list[list[Tensor]] = [[], []]
-    for _ in range(2):  # the second reduction depends on the first: record, then play back with complete sums
-
-        def run(rank: int) -> Tensor:
-            step = iter(range(2))
-
-            def reduce(local: Tensor) -> Tensor:
-                index = next(step)
-                if len(sent[rank]) <= index:
-                    sent[rank].append(local)
-                sent[rank][index] = local
-                other = sent[1 - rank]
-                return local + (other[index] if len(other) > index else 0)
-
-            return masked_whiten(values[rank * 2 : rank * 2 + 2], mask[rank * 2 : rank * 2 + 2], reduce)
-
-        for _ in range(3):
-            halves = [run(0), run(1)]
-    torch.testing.assert_close(torch.cat(halves), whole)
-    real = whole[mask]
-    assert float(real.mean()) == pytest.approx(0, abs=1e-9)
-    assert float(real.var(unbiased=False)) == pytest.approx(1, abs=1e-6)
 
 
 def test_rloo_and_grpo_by_hand() -> None:

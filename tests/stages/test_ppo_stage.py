@@ -76,9 +76,12 @@ def test_probe_counts_identical_responses_as_half(tmp_path: Path) -> None:
     better = ProbeItem("p1", "cat why", "The cat likes the sea.", "")
     with open_probe(job("ppo", tmp_path / "out", CONFIG, inputs)) as probe:
         assert probe is not None
-        assert probe([same]) == 0.5
-        assert probe([same, better]) > 0.5
-        assert probe([]) is None
+        assert probe([same]) == [0.5]
+        first, second = probe([same, better])
+        assert first == 0.5
+        assert second is not None
+        assert second > 0.5
+        assert probe([]) == []
     with open_probe(job("ppo", tmp_path / "out", {**CONFIG, "probe": {"every": 0}}, inputs)) as probe:
         assert probe is None
 

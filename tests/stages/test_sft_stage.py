@@ -11,7 +11,7 @@ import pytest
 from rlhf.devices import Compute
 from rlhf.models import load_policy
 from store.errors import UsageError
-from store.tables import DEMONSTRATIONS, write_table
+from store.tables import CONVERSATIONS, DEMONSTRATIONS, write_table
 
 from ..rlhf.conftest import compute, policy_folder  # noqa: F401
 from ..rlhf.stage_world import run
@@ -40,6 +40,22 @@ def test_the_model_learns_and_is_a_model(
     curve = pq.read_table(tmp_path / "out" / "curve.parquet")
     assert curve["step"].to_pylist() == list(range(1, 9))
     load_policy(str(tmp_path / "out" / "model"), compute)
+
+
+def test_conversations_are_learnt_with_a_validation_loss(policy_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    turns = [("user", "dog why"), ("assistant", "yes the sea"), ("user", "cat why"), ("assistant", "no")]
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in turns[: 2 + 2 * (i % 2)]]} for i in range(8)
+    ]
+    table = pa.Table.from_pylist(rows, schema=CONVERSATIONS.schema)
+    file = write_table(tmp_path / "conversations.parquet", CONVERSATIONS, table)
+    config = {**CONFIG, "validation_fraction": 0.25}
+    outcome = run("sft", tmp_path / "out", config, {"policy": policy_folder, "demonstrations": file})
+    metrics = outcome.manifest.metrics
+    assert (metrics["demonstrations"], metrics["validation_demonstrations"]) == (8, 2)
+    assert metrics["validation_loss"] < metrics["loss_start"]
+    losses = pq.read_table(tmp_path / "out" / "curve.parquet")["validation_loss"].to_pylist()
+    assert losses[-1] == metrics["validation_loss"]
 
 
 def test_same_inputs_give_the_same_bytes(policy_folder: Path, tmp_path: Path) -> None:  # noqa: F811
