@@ -32,6 +32,20 @@ class RetryConfig(Config):
         10.0, description="seconds before the second try; doubles after that"
     )
     jitter: Annotated[float, Field(ge=0)] = Field(0.5, description="random share added to the delay")
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="seconds a try may take before it is stopped; null sets no limit"
+    )
+    silence_s: Annotated[float, Field(gt=0)] | None = Field(
+        3600.0, description="seconds without any progress after which a try is taken for hung and stopped; null: never"
+    )
+
+
+class NotifyConfig(Config):
+    """Who is told of runs that failed or crashed."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = Field(
+        None, description="environment variable that holds the address to call; the address itself stays out of files"
+    )
 
 
 class RoundConfig(Config):
@@ -47,6 +61,10 @@ class RoundConfig(Config):
     judge_checks: list[str] = Field(
         [], description="reports of rlaif judges check --json on the judges, for the gate's limit on canaries"
     )
+    probe_judges: list[str] = Field(
+        [], description="judges of PPO's live probe, best not those whose labels it trains on; empty: the judges"
+    )
+    constraints: list[str] = Field([], description="judges that the terms of ppo.terms ask, shipped names or folders")
     oracle: str | None = Field(None, description="program judge for expected reward and simulated auditors")
     replay_rounds: Annotated[int, Field(ge=0)] = Field(
         3, description="earlier rounds whose preferences are trained on too"
@@ -61,3 +79,4 @@ class RoundConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
     retry: RetryConfig = RetryConfig()
+    notify: NotifyConfig = NotifyConfig()

@@ -7,12 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+from flows.bucket import carried
+from flows.gpus import gpus, own_gpus
 from flows.lifeline import spawn, stop
 from flows.plan import Step
+from flows.ranks import is_many
+from flows.watchdog import Limits, Watchdog
 from flows.worker import execute
 from store.errors import RlaifError, TransientError, UsageError
 from store.files import explain_os_errors
@@ -20,8 +25,12 @@ from store.manifest import need_manifest
 from store.stage import Outcome, Progress, silent
 
 
-def run_step(step: Step, logs: Path, progress: Progress = silent) -> Outcome:
-    """Bring the step's folder to completion. Raises RlaifError, UsageError or TransientError in one sentence."""
+@carried
+def run_step(step: Step, logs: Path, progress: Progress = silent, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+    """Bring the step's folder to completion. Raises RlaifError, UsageError or TransientError in one sentence.
+
+    `limits`: of a process; a stage that needs none, because it loads no torch, has none.
+    """
     config = step.config.model_dump(mode="json")
     if not step.spec.heavy:
         return execute(step.stage, dict(step.inputs), config, step.seed, step.out, progress)
@@ -37,28 +46,58 @@ def run_step(step: Step, logs: Path, progress: Progress = silent) -> Outcome:
         log.parent.mkdir(parents=True, exist_ok=True)
         errors = log.open("a", encoding="utf-8")
     with errors:
-        return _in_own_process(step, json.dumps(request), errors, log, progress)
+        waiting = partial(progress, "free GPU", 0, 1, "waiting for one")
+        with own_gpus(_wanted(step), _count(step), waiting=waiting) as variables:
+            return _in_own_process(step, json.dumps(request), variables, errors, log, progress, limits)
 
 
-def _in_own_process(step: Step, request: str, errors: IO[str], log: Path, progress: Progress) -> Outcome:
+def _wanted(step: Step) -> list[str]:
+    """The GPUs that the step may take one of; none where it computes elsewhere, or names the one it wants."""
+    device = getattr(getattr(step.config, "device", None), "device", "auto")
+    return gpus(os.environ) if device in ("auto", "cuda") else []
+
+
+def _count(step: Step) -> int:
+    """0, as many as there are, is a large number here: `own_gpus` gives no more than there are."""
+    return getattr(getattr(step.config, "device", None), "processes", 1) or 1 << 10
+
+
+def _in_own_process(
+    step: Step,
+    request: str,
+    variables: Mapping[str, str],
+    errors: IO[str],
+    log: Path,
+    progress: Progress,
+    limits: Limits,
+) -> Outcome:
+    many = is_many(step.stage, json.loads(request)["config"])
+    module = "flows.ranks" if many else "flows.worker"
     process = spawn(
-        [sys.executable, "-m", "flows.worker", request],
+        [sys.executable, "-m", module, request],
         # Threads that spin while they wait slow a busy machine tenfold; a user's own setting goes first.
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=errors,
     )
     failure, done = "", None
     try:
-        for line in process.stdout or ():
-            event = json.loads(line)
-            if "progress" in event:
-                progress(*event["progress"])
-            failure = event.get("error", failure)
-            done = event.get("done", done)
-        code = process.wait()
+        with Watchdog(process, limits) as dog:
+            for line in process.stdout or ():
+                dog.seen()
+                event = json.loads(line)
+                if "progress" in event:
+                    progress(*event["progress"])
+                if not (event.get("echo") and failure):
+                    failure = event.get("error", failure)
+                done = event.get("done", done)
+            code = process.wait()
     finally:
         stop(process)
+    if dog.barked is not None:
+        raise TransientError(f"Stage {step.stage} {dog.barked}. Its output is in {log}.")
+    if code == 0 and many:
+        done = done or {"reused": True, "reasons": []}  # on a node without the main process
     if code == 0 and done is not None:
         return Outcome(step.out, need_manifest(step.out), done["reused"], done["reasons"])
     raise _failure(step.stage, code, failure, log)

@@ -47,7 +47,8 @@ def stop(process: subprocess.Popen[str], patience_s: float = 0.0) -> None:
         process.stdin.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Kill this process's group once the other end of its standard input is closed; to be run in a thread."""
     while os.read(0, 1 << 16):
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
@@ -58,7 +59,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     code = child.wait()
     if code < 0:
         with suppress(OSError):  # SIGKILL and SIGSTOP have no other disposition

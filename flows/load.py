@@ -9,13 +9,14 @@ from typing import Any
 from flows.config import RoundConfig
 from flows.specs import check_model
 from judges.config import load_judge
+from rlhf.config import ConstraintTerm
 from store.config import override, parse, read_yaml
 from store.errors import UsageError
 from store.resources import CONFIGS, PREFIX, resolve
 
 _FILES = ("prompts", "demonstrations", "calibration")
 _NAMES = ("policy", "oracle")
-_LISTS = ("judges", "evaluation_judges", "judge_checks")
+_LISTS = ("judges", "evaluation_judges", "judge_checks", "probe_judges", "constraints")
 
 
 def find_config(name: str) -> Path:
@@ -81,8 +82,16 @@ def check_references(config: RoundConfig) -> None:
     for name in config.judge_checks:
         resolve(name)
     check_model(config.policy)
-    for judge in [*config.judges, *config.evaluation_judges, *([config.oracle] if config.oracle else [])]:
+    oracle = [config.oracle] if config.oracle else []
+    for judge in [*config.judges, *config.evaluation_judges, *config.probe_judges, *oracle]:
         load_judge(judge)
+    known = {load_judge(judge).name for judge in config.constraints}
+    for term in config.ppo.terms:
+        if isinstance(term, ConstraintTerm) and term.judge not in known:
+            raise UsageError(
+                f"The reward term {term.name!r} of ppo.terms asks the judge {term.judge!r}, which constraints does not "
+                "name: add its folder there."
+            )
     if config.audit.mode == "simulated" and config.oracle is None:
         raise UsageError(
             "audit.mode is simulated but no oracle is named: set oracle to a program judge, or audit.mode=off."

@@ -9,15 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from audit.config import AuditConfig
+from flows.config import RoundConfig
 from flows.specs import STAGES, StageSpec
-from flows.workspace import Round
+from flows.workspace import Start
 from store.config import Config
 from store.hashing import hash_json
 from store.stage import Source
 
 AUDIT_DATABASE = "audit.db"
+
+
+class Planned(Protocol):
+    """What a plan is made from: a round, or what will be one."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def config(self) -> RoundConfig: ...
+
+    @property
+    def start(self) -> Start: ...
+
+    def stage(self, name: str) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +78,7 @@ def audit_config(config: AuditConfig, workspace: Path, wait: bool = False) -> Au
     return config.model_copy(update=changes)
 
 
-def plan_round(round_: Round, wait: bool = False) -> list[Step]:
+def plan_round(round_: Planned, wait: bool = False) -> list[Step]:
     """`wait`: the audit stays and polls until people are done, instead of saying that it waits."""
     config, start = round_.config, round_.start
     steps: list[Step] = []
@@ -120,7 +140,15 @@ def plan_round(round_: Round, wait: bool = False) -> list[Step]:
         calibration=config.calibration,
     )
     reward_model = reward / "model"
-    ppo = add("ppo", config.ppo, policy=policy, reward=reward_model, prompts=config.prompts, judge=config.judges)
+    ppo = add(
+        "ppo",
+        config.ppo,
+        policy=policy,
+        reward=reward_model,
+        prompts=config.prompts,
+        judge=config.probe_judges or config.judges,
+        constraint=config.constraints,
+    )
     evaluate = add(
         "evaluate",
         config.evaluate,

@@ -18,7 +18,7 @@ from uuid import UUID
 import httpx
 
 from flows.lifeline import spawn, stop
-from store.errors import RlaifError, TransientError
+from store.errors import RlaifError, TransientError, UsageError
 from store.files import explain_os_errors
 
 START_TIMEOUT_S = 180.0
@@ -35,27 +35,55 @@ def quiet_prefect(home: Path) -> None:
 
 
 @contextmanager
-def prefect_api(home: Path) -> Iterator[str]:
-    """Yield the URL of a healthy API, with PREFECT_API_URL set to it. A local server ends with the block."""
+def prefect_api(home: Path, port: int | None = None) -> Iterator[str]:
+    """Yield the URL of a healthy API, with PREFECT_API_URL set to it. A local server ends with the block.
+
+    `port`: of a local server; a free one without. Raises TransientError where a named server does not answer,
+    UsageError where the port is taken.
+    """
     url = os.environ.get("PREFECT_API_URL")
     if url:
         if not _healthy(url):
             raise TransientError(
                 f"The Prefect API {url} (PREFECT_API_URL) does not answer: start it, or unset the variable."
             )
-        yield url
-        return
-    with _local_server(home) as url:
-        os.environ["PREFECT_API_URL"] = url
-        try:
+        with _explain_loss(url):
             yield url
+        return
+    with _local_server(home, port) as url:
+        os.environ["PREFECT_API_URL"] = url
+        _read_settings_again()
+        try:
+            with _explain_loss(url):
+                yield url
         finally:
             del os.environ["PREFECT_API_URL"]
+            _read_settings_again()
 
 
 @contextmanager
-def _local_server(home: Path) -> Iterator[str]:
-    port = _free_port()
+def _explain_loss(url: str) -> Iterator[None]:
+    """A server that goes in the middle of a run is one sentence too. What the stages made does not depend on it."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise TransientError(
+            f"The Prefect API {url} stopped answering ({type(error).__name__}): stages that were finished are kept. "
+            "When it is back, the same rlaif run goes on from there."
+        ) from error
+
+
+def _read_settings_again() -> None:
+    """Prefect reads the environment once, when it is imported; without this it would start a server of its own."""
+    if "prefect.context" in sys.modules:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+
+
+@contextmanager
+def _local_server(home: Path, port: int | None) -> Iterator[str]:
+    port = _free_port(port)
     url = f"http://127.0.0.1:{port}/api"
     log = home / "server.log"
     with explain_os_errors(log):
@@ -99,9 +127,13 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def _free_port(wanted: int | None) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted or 0))
+        except OSError as error:
+            raise UsageError(f"Port {wanted} is taken ({error.strerror}): give another --port.") from error
         port: int = probe.getsockname()[1]
         return port
 

@@ -25,8 +25,10 @@ from flows.artifacts import publish_audit_page, publish_details, publish_report,
 from flows.config import RetryConfig
 from flows.execute import run_step
 from flows.plan import Step, plan_round
+from flows.progress import Recorded
 from flows.report import build_report
 from flows.watch import watching
+from flows.watchdog import Limits
 from flows.workspace import Round, Workspace
 from store.errors import RlaifError, TransientError, WaitingError
 from store.files import read_json
@@ -45,7 +47,12 @@ def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-class _ProgressArtifact:
+def _limits(round_: Round) -> Limits:
+    retry = round_.config.retry
+    return Limits(retry.timeout_s, retry.silence_s)
+
+
+class ProgressArtifact:
     """Shows a stage's progress in the Prefect UI, updated every few seconds."""
 
     def __init__(self, stage: str, interval_s: float = 3.0) -> None:
@@ -58,6 +65,12 @@ class _ProgressArtifact:
         if now - self.last < self.interval_s:
             return
         self.last = now
+        try:
+            self._show(what, done, total, note)
+        except Exception:  # noqa: BLE001 - a server that went must not end a stage, which needs none
+            self.interval_s = float("inf")
+
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
         percent, text = 100.0 * done / max(total, 1), f"{what}: {done} of {total} {note}".strip()
         if self.artifact is None:
             self.artifact = create_progress_artifact(percent, key=f"{self.stage}-progress", description=text)  # type: ignore[assignment]
@@ -75,8 +88,9 @@ def stage_task(step: Step, round_: Round) -> dict[str, str] | None:
     journal.write("started", stage=step.stage, attempt=attempt)
     if isinstance(step.config, AuditConfig) and step.config.mode == "people" and step.config.url:
         publish_audit_page(step.config.url)
+    progress = Recorded(ProgressArtifact(step.stage), round_.folder, step.stage)
     try:
-        outcome = run_step(step, round_.folder / "logs", _ProgressArtifact(step.stage))
+        outcome = run_step(step, round_.folder / "logs", progress, _limits(round_))
     except WaitingError as error:
         waiting = {"said": str(error), "until": error.until.isoformat()}
         journal.write("waiting", stage=step.stage, attempt=attempt, **waiting)
@@ -135,14 +149,20 @@ def round_flow(workspace: str, number: int, wait: bool = False) -> str | State[s
     """
     space = Workspace.existing(Path(workspace))
     round_ = next(candidate for candidate in space.rounds() if candidate.number == number)
+    return walk(space, round_, wait, suspend=bool(deployment.get_id()))
+
+
+def walk(space: Workspace, round_: Round, wait: bool = False, suspend: bool = False) -> str | State[str]:
+    """Bring every step of the round to completion, inside a flow run. Returns the flow run's id, or the state Waiting
+    where the round waits for people."""
     retry = round_.config.retry
     for step in plan_round(round_, wait):
         waiting = stage_task.with_options(**_options(step.stage, retry))(step, round_)
-        if waiting is not None and deployment.get_id():
+        if waiting is not None and suspend:
             _suspend(datetime.fromisoformat(waiting["until"]))
         if waiting is not None:
             return Completed(name="Waiting", message=waiting["said"], data=str(flow_run.get_id()))
     decision = read_json(round_.stage("promote") / "decision.json")
-    space.record_decision(number, round_.stage("ppo") / "policy", decision)
+    space.record_decision(round_.number, round_.stage("ppo") / "policy", decision)
     report_task.with_options(name="report", task_run_name="report")(round_, decision)
     return str(flow_run.get_id())

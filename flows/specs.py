@@ -12,18 +12,23 @@ from pathlib import Path
 
 from audit.config import AuditConfig
 from flows.config import PromoteConfig
+from flows.judge_parts import judge_parts
 from judges.config import AggregateConfig, JudgeStageConfig, load_judge
-from rlhf.config import EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from rlhf.config import DPOConfig, EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from store.config import Config
 from store.errors import UsageError
-from store.hashing import hash_json, hash_path
+from store.hashing import file_hashes, hash_file, hash_json, hash_parts
 from store.resources import is_local, resolve
 from store.stage import Source, StageFunction
 
 
 def _path(value: str) -> Source:
-    path = resolve(value).resolve()
-    return Source(str(path), hash_path(path))
+    return _local(resolve(value).resolve())
+
+
+def _local(path: Path) -> Source:
+    parts = file_hashes(path) if path.is_dir() else {}
+    return Source(str(path), hash_parts(parts) if path.is_dir() else hash_file(path), parts)
 
 
 def check_model(value: str) -> Path | None:
@@ -41,12 +46,12 @@ def check_model(value: str) -> Path | None:
 def _model(value: str) -> Source:
     """A local model by its content; a name on a hub by the name, since its files are not here yet."""
     path = check_model(value)
-    return Source(str(path), hash_path(path)) if path else Source(value, hash_json(["hub", value]))
+    return _local(path) if path else Source(value, hash_json(["hub", value]))
 
 
 def _judge(value: str) -> Source:
     judge = load_judge(value)
-    return Source(str(judge.folder), judge.digest)
+    return Source(str(judge.folder), judge.digest, judge_parts(judge), kind="judge fingerprint")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Input:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """`heavy`: loads torch, so it runs in a process of its own. `version` is raised when the code's results change."""
+    """`heavy`: loads torch, so it runs in a process of its own. `version` is raised when the code's results change.
+    `in_round`: whether a round has it; others run by themselves."""
 
     name: str
     help: str
@@ -71,6 +77,7 @@ class StageSpec:
     function: str
     heavy: bool
     version: int = 1
+    in_round: bool = True
 
     def load(self) -> StageFunction:
         module, _, name = self.function.partition(":")
@@ -87,7 +94,7 @@ STAGES = {
             SFTConfig,
             (
                 Input("policy", "Model to start from: a Hugging Face folder or a name on a hub.", _model),
-                Input("demonstrations", "Parquet of prompt and response."),
+                Input("demonstrations", "Parquet of prompt and response, or of messages (conversations)."),
             ),
             "flows.stages.sft:run",
             heavy=True,
@@ -164,6 +171,7 @@ STAGES = {
             ),
             "flows.stages.reward:run",
             heavy=True,
+            version=2,
         ),
         StageSpec(
             "ppo",
@@ -174,9 +182,23 @@ STAGES = {
                 Input("reward", "Reward model.", _model),
                 Input("prompts", "Prompts parquet."),
                 Input("judge", "Judges of the live probe.", _judge, required=False, many=True),
+                Input("constraint", "Judges of the reward's constraint terms.", _judge, required=False, many=True),
             ),
             "flows.stages.ppo:run",
             heavy=True,
+            version=2,
+        ),
+        StageSpec(
+            "dpo",
+            "Optimise the policy on preferences directly (DPO): a baseline, in no round.",
+            DPOConfig,
+            (
+                Input("policy", "Policy to start from; it is the reference too.", _model),
+                Input("preferences", "Preferences parquet; several are joined.", many=True),
+            ),
+            "flows.stages.dpo:run",
+            heavy=True,
+            in_round=False,
         ),
         StageSpec(
             "evaluate",
@@ -206,3 +228,6 @@ STAGES = {
         ),
     )
 }
+
+ROUND = [name for name, spec in STAGES.items() if spec.in_round]
+"""The stages of a round, in their order."""

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from flows.costs import judge_costs
 from flows.plan import plan_round
-from flows.specs import STAGES
-from flows.workspace import Round, Workspace
-from store.files import read_json
+from flows.progress import read_progress
+from flows.specs import ROUND
+from flows.workspace import LOCK, Round, Workspace
+from store.files import read_json, read_lines
+from store.locks import is_held
 from store.manifest import Manifest, read_manifest
 
 
 def round_status(round_: Round) -> dict[str, Any]:
-    """`round`, `stages` (name -> state, seconds, attempts), `metrics`, `report`, `finished`."""
+    """`round`, `stages` (name -> state, seconds, attempts, and of a running one its progress, of a waiting one what it
+    said and until when), `alive` (a run is at it), `cost` so far, `eta_s`, `metrics`, `report`, `finished`."""
     planned = [step.stage for step in plan_round(round_)]
     events = round_.journal.events()
-    manifests = {name: read_manifest(round_.stage(name)) for name in STAGES}
+    manifests = {name: read_manifest(round_.stage(name)) for name in ROUND}
+    alive = is_held(round_.folder.parent.parent / LOCK)
     stages = {
-        name: {**_stage(name, name in planned, manifests[name], events), "attempts": round_.journal.attempts(name)}
-        for name in STAGES
+        name: {
+            **_stage(round_, name, name in planned, manifests[name], events, alive),
+            "attempts": round_.journal.attempts(name),
+        }
+        for name in ROUND
     }
     report = round_.folder / "report.html"
     return {
         "round": round_.number,
         "finished": round_.finished,
+        "alive": alive,
         "stages": stages,
+        "cost": _cost(round_, manifests),
+        "eta_s": _eta(round_, stages) if alive else None,
         "metrics": _metrics(round_, manifests, events),
         "report": str(report) if report.is_file() else None,
     }
@@ -40,20 +52,61 @@ def status(workspace: Workspace) -> dict[str, Any]:
     return {**head, **round_status(last)}
 
 
-def _stage(name: str, planned: bool, manifest: Manifest | None, events: list[dict[str, Any]]) -> dict[str, Any]:
-    last = next((event["event"] for event in reversed(events) if event.get("stage") == name), None)
-    if last == "waiting":
-        state = "waiting"  # what lies there, if anything, is of an earlier config
-    elif manifest is not None:
-        state = "done"
-    elif not planned:
+def _stage(
+    round_: Round, name: str, planned: bool, manifest: Manifest | None, events: list[dict[str, Any]], alive: bool
+) -> dict[str, Any]:
+    """What happened last tells the state: a result that lies there may be of an earlier config."""
+    last: dict[str, Any] = next((event for event in reversed(events) if event.get("stage") == name), {})
+    kind, more = last.get("event"), dict[str, Any]()
+    if not planned:
         state = "skipped"
-    elif last in ("failed", "interrupted"):
-        state = last
+    elif kind == "waiting":
+        state, more = "waiting", {"said": last.get("said"), "until": last.get("until")}
+    elif kind in ("failed", "interrupted"):
+        state = kind
+    elif kind == "started":
+        state = "running" if alive else "killed"
+        more = {"progress": read_progress(round_.folder, name)} if alive else more
     else:
-        # Started and never ended: it runs, or its process was killed; the lock of a run tells which.
-        state = "running" if last == "started" else "pending"
-    return {"state": state, "seconds": manifest.seconds if manifest else None}
+        state = "done" if manifest is not None else "pending"
+    return {"state": state, "seconds": manifest.seconds if manifest else None, **more}
+
+
+def _cost(round_: Round, manifests: dict[str, Manifest | None]) -> float:
+    """Of all votes so far, those of an unfinished stage too, in the currency of the judges' prices."""
+    keys = [manifest.key if (manifest := manifests[name]) else "" for name in ("judge", "evaluate")]
+    shards = round_.folder.glob(".*.partial/.*/*/*.jsonl")
+    return _cost_of_tables(round_.folder, *keys) + sum(_cost_of_shard(path, path.stat().st_size) for path in shards)
+
+
+@lru_cache(maxsize=64)
+def _cost_of_tables(round_folder: Path, *keys: str) -> float:
+    """`keys`: of the stages with votes; the same keys mean the same votes, which need not be read again."""
+    return float(sum(row["cost"] or 0.0 for row in judge_costs(round_folder)))
+
+
+@lru_cache(maxsize=4096)
+def _cost_of_shard(path: Path, size: int) -> float:
+    """A shard of a journal only grows."""
+    return float(sum(row.get("cost") or 0.0 for row in read_lines(path) if isinstance(row, dict)))
+
+
+def _eta(round_: Round, stages: dict[str, dict[str, Any]]) -> float | None:
+    """Seconds to the round's end: what is left of the running stage, and for the others their time in the last round
+    that has it. None where one of these is not known."""
+    earlier = sorted(round_.folder.parent.glob("[0-9]*"), reverse=True)
+    total = 0.0
+    for name, stage in stages.items():
+        if stage["state"] in ("done", "skipped"):
+            continue
+        left = (stage.get("progress") or {}).get("seconds_left")
+        if left is None:
+            found = (manifest.seconds for folder in earlier if (manifest := read_manifest(folder / name)))
+            left = next(found, None)
+        if left is None:
+            return None
+        total += left
+    return total
 
 
 def _metrics(round_: Round, manifests: dict[str, Manifest | None], events: list[dict[str, Any]]) -> dict[str, Any]:

@@ -40,6 +40,33 @@ class Nobody:
         pass
 
 
+class Both:
+    """Two watchers as one; it may hold another pair."""
+
+    def __init__(self, first: Watcher, second: Watcher) -> None:
+        self._all = (first, second)
+
+    def started(self, stage: str, attempt: int) -> None:
+        for one in self._all:
+            one.started(stage, attempt)
+
+    def progress(self, stage: str, what: str, done: int, total: int, note: str) -> None:
+        for one in self._all:
+            one.progress(stage, what, done, total, note)
+
+    def finished(self, stage: str, outcome: Outcome) -> None:
+        for one in self._all:
+            one.finished(stage, outcome)
+
+    def failed(self, stage: str, sentence: str) -> None:
+        for one in self._all:
+            one.failed(stage, sentence)
+
+    def waiting(self, stage: str, error: WaitingError) -> None:
+        for one in self._all:
+            one.waiting(stage, error)
+
+
 watcher: ContextVar[Watcher] = ContextVar("watcher", default=Nobody())  # noqa: B039 - it holds no state
 
 

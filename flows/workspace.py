@@ -6,30 +6,33 @@ workspace/
              journal.jsonl    what ran when
              <stage>/         outputs and manifest of each stage
              report.html
-  registry/champion.json      the policy in use, and the round that made it
-           history.jsonl      every decision
+  registry/history.jsonl      every decision, promotion and rollback; see flows.registry
+           champion.json      the policy in use, and the round that made it
   prefect/                    the local Prefect API's home and database
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.bucket import Remote
 from flows.config import RoundConfig
+from flows.registry import Registry, check_policy
 from store.config import load
 from store.errors import RlaifError, UsageError
-from store.files import append_line, explain_os_errors, read_json, read_lines, write_json, write_text
+from store.files import explain_os_errors, read_json, write_json, write_text
 from store.journal import Journal
 from store.locks import exclusive
 from store.manifest import read_manifest
 from store.resources import PREFIX
+
+LOCK = ".run.lock"
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,7 @@ class Round:
 
     @property
     def start(self) -> Start:
-        value = read_json(self.folder / "round.json")
-        root = self.folder.parent.parent
-        return Start(
-            _outside(root, value["policy"]),
-            value["tuned"],
-            tuple(_outside(root, p) for p in value["replayed"]),
-            tuple(_outside(root, p) for p in value.get("audits", [])),
-        )
+        return _start(self.folder.parent.parent, read_json(self.folder / "round.json"))
 
     @property
     def journal(self) -> Journal:
@@ -69,7 +65,9 @@ class Round:
 
     @property
     def finished(self) -> bool:
-        return read_manifest(self.stage("promote")) is not None and (self.folder / "report.html").is_file()
+        """Whether nothing is left to do: the decision is made, recorded and reported."""
+        done = read_manifest(self.stage("promote")) is not None and (self.folder / "report.html").is_file()
+        return done and Registry(self.folder.parent.parent).decided(self.number) is not None
 
     def stage(self, name: str) -> Path:
         return self.folder / name
@@ -80,26 +78,49 @@ class Round:
 
 
 class Workspace:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    """At a folder, or at s3://BUCKET/PREFIX: then `root` is this machine's copy of it; see `flows.bucket`."""
+
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
+        self.remote = remote or Remote.of(root)
+        self.root = root if self.remote is None else self.remote.root
 
     @classmethod
     def create(cls, root: Path) -> Workspace:
         """Open the workspace at `root`, making it where there is none. UsageError where it cannot be written."""
+        if (remote := Remote.of(root)) is not None:
+            root = remote.root
         with explain_os_errors(root):
             (root / "rounds").mkdir(parents=True, exist_ok=True)
             probe = root / ".writable"
             probe.touch()
             probe.unlink()
-        return cls(root.resolve())
+        return cls(root.resolve(), remote)
 
     @classmethod
     def existing(cls, root: Path) -> Workspace:
-        if not (root / "rounds").is_dir():
+        """A workspace that is there, whole: of one in a bucket every stage's files are fetched that are not here."""
+        space = cls._found(root, Remote.of(root))
+        return space if root.resolve() == space.root else space.fetched()
+
+    def fetched(self) -> Workspace:
+        """Itself, with every stage's files at hand where it lies in a bucket."""
+        if self.remote is not None:
+            self.remote.fetch_all()
+        return self
+
+    @classmethod
+    def view(cls, root: Path) -> Workspace:
+        """A workspace to be looked at: of one in a bucket only records and manifests are fetched, no stage's files."""
+        return cls._found(root, Remote.of(root, view=True))
+
+    @classmethod
+    def _found(cls, root: Path, remote: Remote | None) -> Workspace:
+        if not ((remote.root if remote else root) / "rounds").is_dir():
             raise UsageError(
-                f"{root} is no workspace (it has no folder rounds): give --workspace, or start with rlaif run."
+                f"{remote.url if remote else root} is no workspace (it has no folder rounds): give --workspace, or "
+                f"start with rlaif run."
             )
-        return cls(root.resolve())
+        return cls(root.resolve(), remote)
 
     def rounds(self) -> list[Round]:
         folders = sorted(path for path in (self.root / "rounds").glob("[0-9]*") if (path / "round.json").is_file())
@@ -109,8 +130,8 @@ class Workspace:
         rounds = self.rounds()
         return rounds[-1] if rounds else None
 
-    def begin_round(self, config: RoundConfig) -> Round:
-        """Lay down the next round, starting from the champion where there is one."""
+    def next_start(self, config: RoundConfig) -> tuple[int, dict[str, Any]]:
+        """The number of the next round and where it begins, as round.json holds it; nothing is written."""
         last = self.last_round()
         number = last.number + 1 if last else 1
         champion = self.champion()
@@ -118,11 +139,6 @@ class Workspace:
         tables = [path for r in earlier if (path := r.stage("aggregate") / "preferences.parquet").exists()]
         # All of them: a verdict may come late by any time.
         audits = [path for r in self.rounds() if ((path := r.stage("audit")) / "asked.json").is_file()]
-        folder = self.root / "rounds" / f"{number:03d}"
-        with explain_os_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        new = Round(number, folder)
-        new.set_config(config)
         start = {
             "round": number,
             "policy": _inside(self.root, champion["policy"]) if champion else config.policy,
@@ -130,35 +146,62 @@ class Workspace:
             "replayed": [_inside(self.root, str(path)) for path in tables],
             "audits": [_inside(self.root, str(path)) for path in audits],
         }
+        return number, start
+
+    def start_of(self, value: dict[str, Any]) -> Start:
+        """What a round.json means."""
+        return _start(self.root, value)
+
+    def begin_round(self, config: RoundConfig) -> Round:
+        """Lay down the next round, starting from the champion where there is one."""
+        number, start = self.next_start(config)
+        if (champion := self.champion()) is not None:
+            check_policy(champion)
+        folder = self.root / "rounds" / f"{number:03d}"
+        with explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        new = Round(number, folder)
+        new.set_config(config)
         write_json(folder / "round.json", start)
         new.journal.write("round_started", round=number, policy=start["policy"])
+        if self.remote is not None:
+            self.remote.push_records()
         return new
 
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.root)
+
     def champion(self) -> dict[str, Any] | None:
-        path = self.root / "registry" / "champion.json"
-        if not path.is_file():
-            return None
-        value: dict[str, Any] = read_json(path)
-        value["policy"] = _outside(self.root, value["policy"])
-        if not Path(value["policy"]).is_dir():
-            raise RlaifError(f"The champion {value['policy']} named by {path} is gone: restore it or remove {path}.")
+        """The registry's entry of the policy in use. RlaifError where its files are gone."""
+        value = self.registry.champion()
+        if value is not None and not Path(value["policy"]).is_dir() and not (self.remote and self.remote.view):
+            raise RlaifError(
+                f"The champion {value['policy']} is gone: restore it, or go back with rlaif rollback --reason REASON."
+            )
         return value
 
     def record_decision(self, number: int, policy: Path, decision: dict[str, Any]) -> None:
         """Enter the decision on a round's `policy` into the registry; the same again changes nothing."""
-        history = self.root / "registry" / "history.jsonl"
-        entry = {"round": number, "policy": _inside(self.root, str(policy)), **decision}
-        if entry not in read_lines(history):
-            append_line(history, json.dumps(entry, ensure_ascii=False))
-        if decision["promoted"]:
-            write_json(self.root / "registry" / "champion.json", entry)
+        self.registry.record_decision(number, policy, decision)
+        if self.remote is not None:
+            self.remote.push_records()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One round at a time: a second `rlaif run` on the same workspace is told so at once."""
         message = f"Another rlaif run works on {self.root}: wait for it, or give another --workspace."
-        with exclusive(self.root / ".run.lock", message):
+        with exclusive(self.root / LOCK, message), self.remote.session() if self.remote else nullcontext():
             yield
+
+
+def _start(root: Path, value: dict[str, Any]) -> Start:
+    return Start(
+        _outside(root, value["policy"]),
+        value["tuned"],
+        tuple(_outside(root, name) for name in value["replayed"]),
+        tuple(_outside(root, name) for name in value.get("audits", [])),
+    )
 
 
 def _inside(root: Path, name: str) -> str:

@@ -8,8 +8,9 @@ from pydantic import Field, field_validator
 
 from judges.aggregation.names import DIAGNOSTICS, not_a_method
 from judges.judge import Judge, known_judges, load_judge
-from store.config import Config
+from store.config import OPERATIONAL, Config
 from store.limits import AuditorLimits
+from store.sharding import ShardsConfig
 
 __all__ = ["AggregateConfig", "GateConfig", "Judge", "JudgeStageConfig", "known_judges", "load_judge"]
 
@@ -30,6 +31,11 @@ class JudgeStageConfig(Config):
     )
     rate_after: Annotated[int, Field(ge=1)] = Field(
         50, description="votes of a judge before its two rates can end the stage early; at its end they always can"
+    )
+    shards: ShardsConfig | None = Field(
+        None,
+        description="judge big tables in parts, on threads or a cluster; null: in one. Both rates hold in each part",
+        json_schema_extra=OPERATIONAL,
     )
 
 

@@ -96,6 +96,7 @@ class Panel:
     judge that cannot be loaded shows before the work that it is needed for. With `shards`, see `judge_pairs`, a judge
     is loaded at its first question. `limits` hold for each judge, so for each member of a cascade, over all questions.
     `ratings`: RATINGS that are there already, from `judges.ratings.rate_rollouts`; they are not asked for again.
+    `backends`: loaded judges by fingerprint, for panels one after the other; outside a `with` they stay open.
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class Panel:
         shard_rows: int = SHARD_ROWS,
         keep_loaded: bool = True,
         ratings: pa.Table | None = None,
+        backends: dict[str, Backend] | None = None,
     ) -> None:
         _refuse_doubles(judges, [])
         # Cascades last: what they ask of a judge of the panel is then among what it was asked already, in one go.
         self._judges = sorted(judges, key=lambda judge: bool(judge.members))
         self._seed, self._limits = seed, limits or Limits()
         self._shards, self._shard_rows, self._keep_loaded = shards, shard_rows, keep_loaded
-        self._backends: dict[str, Backend] = {}
+        self._backends: dict[str, Backend] = {} if backends is None else backends
         self._tallies: dict[str, Counter[str]] = {}
         self._ratings = RATINGS.schema.empty_table() if ratings is None else ratings
 

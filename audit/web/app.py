@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -30,13 +31,17 @@ from audit.web.problems import add_handlers
 from audit.web.render import STATIC, Renderer
 from audit.web.services import JudgeTable, Services
 from audit.web.settings import Oidc, WebSettings
-from audit.web.webhook import Watch
+from audit.web.webhook import Announce, Watch
 from store.errors import UsageError
 
 _DESCRIPTION = """\
 People compare two responses to one prompt, blind. Claim an item, answer it with the claim's token and a key of your
 own; sending the same again is safe. Tokens are made by an admin; each call names the scope that it needs.
 """
+
+
+THREADS = 12
+"""Requests that are worked on at once. Calls wait for one writer and one interpreter: more threads take memory only."""
 
 
 def now() -> datetime:
@@ -49,17 +54,21 @@ def create_app(
     clock: Clock = now,
     rules: Rules | None = None,
     limits: Limits | None = None,
+    announce: Announce | None = None,
 ) -> FastAPI:
-    """The database must be migrated already: starting on another version is refused with a sentence (UsageError)."""
+    """The database must be migrated already: starting on another version is refused with a sentence (UsageError).
+
+    `announce`: told of each batch that reached its quota, beside the webhook."""
     rules = rules or Rules()
     database = Database(settings.database_url)
     queue = Queue(database, clock, rules)
     metrics = Metrics(queue.batches)
-    watch = Watch(queue.quotas_reached, settings.webhook_url, settings.webhook_secret_env)
+    watch = Watch(queue.quotas_reached, settings.webhook_url, settings.webhook_secret_env, announce=announce)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database.check_version()
+        current_default_thread_limiter().total_tokens = THREADS
         watch.start()
         yield
         watch.stop()

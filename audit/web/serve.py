@@ -14,6 +14,7 @@ from audit.queue.queue import Rules
 from audit.web.app import create_app
 from audit.web.services import JudgeTable
 from audit.web.settings import WebSettings
+from audit.web.webhook import Announce
 from store.errors import UsageError
 
 _GRACE_S = 10
@@ -24,6 +25,7 @@ def serve(
     judges: JudgeTable | None = None,
     rules: Rules | None = None,
     limits: Limits | None = None,
+    announce: Announce | None = None,
 ) -> None:
     """Blocks until SIGINT or SIGTERM; requests under way get 10 seconds to end.
 
@@ -33,7 +35,7 @@ def serve(
     database = Database(settings.database_url)
     database.migrate()
     database.close()
-    app = create_app(settings, judges, rules=rules, limits=limits)
+    app = create_app(settings, judges, rules=rules, limits=limits, announce=announce)
     listener = listen(settings)
     _log_lines()
     config = uvicorn.Config(

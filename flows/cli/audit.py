@@ -139,9 +139,11 @@ def serve(
     oidc_client_id: str | None,
     oidc_secret_env: str | None,
 ) -> None:
-    """Serve the pages and the API until interrupted."""
+    """Serve the pages and the API until interrupted. With PREFECT_API_URL set, that server is told of each quota, so
+    that the round that waits goes on."""
     from audit.web.serve import serve as start
     from audit.web.settings import Oidc, WebSettings
+    from flows.quota import quota_event
 
     oidc = None
     if oidc_issuer or oidc_client_id or oidc_secret_env:
@@ -169,7 +171,7 @@ def serve(
         from flows.audited import judges_against_people
 
         judges = partial(judges_against_people, where["workspace"])
-    start(settings, judges)
+    start(settings, judges, announce=quota_event())
 
 
 def _same(where: dict[str, Any]) -> str:

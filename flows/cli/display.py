@@ -7,8 +7,11 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from flows.report.text import plain
 from store.errors import WaitingError
+from store.reasons import FIRST_TIME
 from store.stage import Outcome
 
 
@@ -78,7 +81,10 @@ class TerminalWatcher:
     def finished(self, stage: str, outcome: Outcome) -> None:
         self.bars.clear()
         state = "already complete" if outcome.reused else f"{outcome.manifest.seconds:7.1f} s"
-        self.console.print(f"[green]✓[/green] {stage:<10} {state:>18}", highlight=False)
+        line = Text.assemble(("✓", "green"), f" {stage:<10} {state:>18}")
+        if outcome.reasons not in ([], [FIRST_TIME]):
+            line.append(f"   {plain('; '.join(outcome.reasons))}", style="dim")
+        self.console.print(line, soft_wrap=True)
 
     def failed(self, stage: str, sentence: str) -> None:
         self.bars.clear()

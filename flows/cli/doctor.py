@@ -14,6 +14,7 @@ import click
 import httpx
 import psutil
 
+from flows.prefect_checks import check_scheduler, check_server
 from judges.config import known_judges, load_judge
 from judges.settings import OpenAISettings
 from store.errors import RlaifError
@@ -26,7 +27,7 @@ EXTRAS = {"vllm": ("vllm", "serving judges with vLLM on this machine")}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `level`: ok, note (optional part missing) or problem."""
+    """One line of the report. `level`: ok, note (optional part missing), warning (open or fragile) or problem."""
 
     subject: str
     level: str
@@ -84,9 +85,11 @@ def data() -> list[Finding]:
 def servers() -> list[Finding]:
     """The Prefect API, and the server of each shipped judge that has one: a judge whose server is off is a note."""
     found = []
+    scheduler = check_scheduler(_version("SQLAlchemy"))
+    found.append(Finding("prefect scheduler", scheduler.level, scheduler.text))
     url = os.environ.get("PREFECT_API_URL")
     if url:
-        found.append(_answers("prefect", f"{url.rstrip('/')}/health"))
+        found += [Finding("prefect server", check.level, check.text) for check in check_server(url)]
     else:
         found.append(Finding("prefect", "ok", "PREFECT_API_URL is not set: each run starts an API of its own"))
     for name in known_judges():
@@ -97,8 +100,9 @@ def servers() -> list[Finding]:
             found.append(Finding(subject, "problem", str(error)))
             continue
         if isinstance(settings, OpenAISettings):
-            finding = _answers(subject, f"{settings.base_url.rstrip('/')}/models")
-            found.append(Finding(subject, "note" if finding.level == "problem" else finding.level, finding.text))
+            for address in settings.addresses:
+                finding = _answers(subject, f"{address.rstrip('/')}/models")
+                found.append(Finding(subject, "note" if finding.level == "problem" else finding.level, finding.text))
             if settings.api_key_env and settings.api_key_env not in os.environ:
                 found.append(Finding(subject, "note", f"its key is not set: export {settings.api_key_env}=..."))
     return found
@@ -124,7 +128,7 @@ def doctor() -> None:
     """Show what is installed, what is missing, which devices there are, and which servers answer."""
     python = Finding("python", "ok", platform.python_version())
     findings = [python, *packages(), *devices(), *data(), *disk(Path.cwd()), *servers()]
-    colours = {"ok": "green", "note": "yellow", "problem": "red"}
+    colours = {"ok": "green", "note": "yellow", "warning": "yellow", "problem": "red"}
     for finding in findings:
         click.echo(
             f"{click.style(f'{finding.level:<8}', fg=colours[finding.level])} {finding.subject:<24} {finding.text}"

@@ -13,10 +13,13 @@ import click
 from pydantic.fields import FieldInfo
 
 from flows.cli.display import BarProgress
+from flows.execute import run_step
 from flows.figures import flatten
+from flows.plan import Step
+from flows.ranks import is_many
 from flows.specs import STAGES, StageSpec
 from flows.worker import execute
-from store.config import override, read_yaml
+from store.config import override, parse, read_yaml
 
 
 @click.group()
@@ -93,7 +96,11 @@ def _listed(value: Any) -> list[str]:
 
 def _run(spec: StageSpec, inputs: dict[str, list[str]], config: dict[str, Any], seed: int, out: Path) -> None:
     with BarProgress() as progress:
-        outcome = execute(spec.name, inputs, config, seed, out, progress)
+        if is_many(spec.name, config):
+            step = Step(spec.name, inputs, parse(spec.config, config, source=f"config of stage {spec.name}"), seed, out)
+            outcome = run_step(step, out.parent / "logs", progress)
+        else:
+            outcome = execute(spec.name, inputs, config, seed, out, progress)
     state = "was complete already" if outcome.reused else f"took {outcome.manifest.seconds:.1f} s"
     click.echo(f"{spec.name} {state}: {out}")
     for name, value in flatten(outcome.manifest.metrics).items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flows.report.data import Estimate, Judge, Round
+from flows.report.data import Estimate, Judge, Round, estimates
 from flows.report.measures import proportion, total_votes, training_votes
 from flows.report.text import NOTHING, number, percent, plural
 
@@ -98,6 +98,8 @@ def reward_accuracy(round_: Round) -> Estimate | None:
     if not isinstance(share, int | float) or isinstance(share, bool):
         return None
     whole = n if isinstance(n, int) and not isinstance(n, bool) else None
+    if (known := estimates(metrics.get("intervals")).get("accuracy")) is not None:
+        return known
     return proportion(Estimate(float(share), n=whole), confidence(round_))
 
 

@@ -131,8 +131,9 @@ def calibration_bins(predictions: pd.DataFrame) -> list[Bin]:
 
 def unseen(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Predictions on splits that the reward model was not trained on, and those splits; all where it has no other."""
-    others = predictions[predictions["split"] != "train"]
-    chosen = others if len(others) else predictions
+    # Pairs that early stopping looked at were chosen by, so they count only where there are no others.
+    parts = [predictions[predictions["split"] == name] for name in ("test", "validation")]
+    chosen = next((part for part in [*parts, predictions[predictions["split"] != "train"]] if len(part)), predictions)
     return chosen, sorted(str(split) for split in chosen["split"].unique())
 
 

@@ -253,8 +253,9 @@ def lines(
     marked: tuple[float, str] | None = None,
     as_percent: bool = False,
     compact: bool = False,
+    whole_x: bool = True,
 ) -> Plot:
-    """Curves over x, with an optional `level` and a vertical `marked` x with its word."""
+    """Curves over x, with an optional `level` and a vertical `marked` x with its word. `whole_x`: x counts."""
 
     def paint(_: Figure, axes: Axes) -> None:
         _clean(axes, "y")
@@ -275,7 +276,7 @@ def lines(
                 fontsize=10, color=colour, va="bottom",
             )  # fmt: skip
         axes.margins(x=0.02, y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=whole_x))
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
         if as_percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))

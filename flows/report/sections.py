@@ -149,6 +149,7 @@ _PANELS = (
     ("response_length", "Response length, tokens", False),
     ("stop_rate", "Responses that stopped by themselves", True),
     ("repetition", "Repeated runs of three tokens", True),
+    ("reference_perplexity", "Perplexity under the reference", False),
 )
 """Column of updates.parquet, title, whether it is a share."""
 
@@ -164,7 +165,11 @@ def ppo(round_: Round) -> dict[str, Any] | None:
             panels.append(plot)
         else:
             absent.append(title)
+    if gains := _gains(round_):
+        panels.insert(min(4, len(panels)), gains)
+    passed = [str(sentence).split(":", 1)[0].replace("_", " ") for sentence in metrics.get("warnings") or ()]
     facts = {
+        "Monitors past their limit": ", ".join(passed) or "none",
         "Updates": text.count(integer(metrics.get("updates"))),
         "Kept update": text.count(integer(metrics.get("best_update"))),
         "KL of the kept policy": text.number(real(metrics.get("kl")), 1),
@@ -194,6 +199,26 @@ def _panel(round_: Round, column: str, title: str, share: bool) -> Plot | None:
         marked=None if best is None else (float(best), "kept"),
         as_percent=share,
         compact=True,
+    )
+
+
+def _gains(round_: Round) -> Plot | None:
+    """The judges' gain against the reward model's, probe by probe: a curve that bends down is over-optimisation."""
+    frame = round_.updates
+    if frame is None or not {"judge_gain", "reward_gain"} <= set(frame):
+        return None
+    both = frame[["reward_gain", "judge_gain"]].dropna()
+    if len(both) < 2:
+        return None
+    return plots.lines(
+        "ppo-gains",
+        "Judges' gain against the reward model's",
+        [Series(both["reward_gain"].tolist(), both["judge_gain"].tolist(), dots=True)],
+        "gain of the reward model's score",
+        level=Level(0.0, "no better than the reference"),
+        as_percent=True,
+        compact=True,
+        whole_x=False,
     )
 
 
@@ -255,6 +280,9 @@ def reward(round_: Round) -> dict[str, Any] | None:
         if rows
         else None,
         "log_loss": real(metrics.get("log_loss")),
+        "least_log_loss": real(metrics.get("least_log_loss")),
+        "intervals": estimates(metrics.get("intervals")),
+        "scale": real(metrics.get("reward_scale")),
         "on_train": metrics.get("measured_on") == "train",
         "gold": estimate(metrics.get("gold_accuracy")),
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows.specs import STAGES
+from flows.specs import ROUND
 from store.hashing import hash_path
 from store.manifest import read_manifest
 from store.tables import PREFERENCES, RESPONSES, ROLLOUTS, VOTES, read_table
@@ -38,7 +38,7 @@ def status(workspace: Path) -> dict:
 
 def test_every_stage_is_there_with_its_tables(finished: Path) -> None:
     folder = finished / "rounds" / "001"
-    for name in STAGES:
+    for name in ROUND:
         manifest = read_manifest(folder / name)
         assert manifest is not None, name
         assert manifest.outputs, name
@@ -53,7 +53,7 @@ def test_every_stage_is_there_with_its_tables(finished: Path) -> None:
 def test_status_keeps_its_contract(finished: Path) -> None:
     value = status(finished)
     assert value["round"] == 1
-    assert set(value["stages"]) == set(STAGES)
+    assert set(value["stages"]) == set(ROUND)
     for stage in value["stages"].values():
         assert stage["state"] == "done"
         assert stage["attempts"] == 1
@@ -83,8 +83,8 @@ def test_the_prefect_history_is_complete(finished: Path) -> None:
         flows = database.execute("select name, state_type from flow_run").fetchall()
         artifacts = {key for (key,) in database.execute("select key from artifact").fetchall()}
     assert flows == [("round-1", "COMPLETED")]
-    assert runs == dict.fromkeys([*STAGES, "report"], "COMPLETED")
-    assert {f"{name}-figures" for name in STAGES} <= artifacts
+    assert runs == dict.fromkeys([*ROUND, "report"], "COMPLETED")
+    assert {f"{name}-figures" for name in ROUND} <= artifacts
 
 
 def test_the_report_is_one_file_without_script(finished: Path) -> None:
@@ -127,8 +127,8 @@ def test_a_deleted_output_and_what_needs_it_are_rebuilt(copy: Path) -> None:
     kinds = {event["stage"]: event["event"] for event in events[last + 1 :] if "stage" in event}
     assert kinds["aggregate"] == "finished"
     # The same bytes came out again, so nothing after it had to run.
-    assert {name: kinds[name] for name in STAGES if name != "aggregate"} == dict.fromkeys(
-        [name for name in STAGES if name != "aggregate"], "reused"
+    assert {name: kinds[name] for name in ROUND if name != "aggregate"} == dict.fromkeys(
+        [name for name in ROUND if name != "aggregate"], "reused"
     )
     assert hash_path(folder / "reward" / "model") == before
 

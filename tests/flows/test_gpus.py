@@ -1,0 +1,85 @@
+"""One GPU stage a GPU, over processes, and no lock outlives its holder. No GPU is needed: the locks are files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.gpus import gpus, own_gpus
+
+
+def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+def test_the_visible_gpus_are_those_that_cuda_would_see(tmp_path: Path) -> None:
+    two = nvidia_smi(
+        tmp_path, "echo 'GPU 0: NVIDIA X (UUID: GPU-1)'; echo '  MIG 1g'; echo 'GPU 1: NVIDIA X (UUID: GPU-2)'"
+    )
+    assert gpus(two) == ["0", "1"]
+    assert gpus({**two, "CUDA_VISIBLE_DEVICES": "3,GPU-5f"}) == ["3", "GPU-5f"]
+    assert gpus({**two, "CUDA_VISIBLE_DEVICES": ""}) == []
+    assert gpus({**two, "CUDA_VISIBLE_DEVICES": "-1"}) == []
+    assert gpus(nvidia_smi(tmp_path, "echo 'no driver'; exit 9")) == []
+    assert gpus({"PATH": str(tmp_path / "none")}) == []
+
+
+def test_without_a_gpu_nothing_is_held(tmp_path: Path) -> None:
+    with own_gpus([], folder=tmp_path) as variables:
+        assert variables == {}
+    assert not list(tmp_path.iterdir())
+
+
+class Busy(Exception):  # noqa: N818 - it ends a wait, it is no error
+    pass
+
+
+def refuse() -> None:
+    raise Busy
+
+
+def test_each_holder_has_its_own_and_the_next_waits(tmp_path: Path) -> None:
+    names = ["0", "1"]
+    with own_gpus(names, folder=tmp_path) as first, own_gpus(names, folder=tmp_path) as second:
+        assert {first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+        with pytest.raises(Busy), own_gpus(names, folder=tmp_path, waiting=refuse):
+            raise AssertionError("a third was let in")
+    with own_gpus(names, 2, tmp_path, refuse) as both:
+        assert both == {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_one_that_waits_for_two_holds_none_meanwhile(tmp_path: Path) -> None:
+    names = ["0", "1"]
+
+    def look() -> None:
+        with own_gpus(["1"], folder=tmp_path, waiting=lambda: pytest.fail("GPU 1 is held by the one that waits")):
+            raise Busy
+
+    with own_gpus(["0"], folder=tmp_path), pytest.raises(Busy), own_gpus(names, 2, tmp_path, look):
+        raise AssertionError("two were given, one is held")
+
+
+def test_a_kill_leaves_no_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys, time, pathlib\n"
+        "from flows.gpus import own_gpus\n"
+        "with own_gpus(['0'], folder=pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(Busy), own_gpus(["0"], folder=tmp_path, waiting=refuse):
+        raise AssertionError("it is held")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with own_gpus(["0"], folder=tmp_path, waiting=refuse) as variables:
+        assert variables == {"CUDA_VISIBLE_DEVICES": "0"}

@@ -1,0 +1,63 @@
+"""A real S3 server on this machine (moto), for tests of workspaces in buckets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+@dataclass(frozen=True)
+class S3:
+    """`url`: the endpoint. `env`: what a process needs to reach it."""
+
+    url: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def make_bucket(self, name: str) -> str:
+        assert httpx.put(f"{self.url}/{name}", timeout=30).status_code == 200
+        return f"s3://{name}"
+
+    def check_rights(self, after: int = 0) -> None:
+        """From `after` requests on, only known users with a policy may do anything; -1 lifts it again."""
+        count = str(after) if after >= 0 else "1000000000"
+        assert httpx.post(f"{self.url}/moto-api/reset-auth", content=count, timeout=30).status_code == 200
+
+
+@contextmanager
+def running() -> Iterator[S3]:
+    server = pytest.importorskip("moto.server", reason="pip install 's3fs' 'moto[server]'").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
+    pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield S3(f"http://{host}:{port}")
+    finally:
+        server.stop()
+
+
+@contextmanager
+def as_machine(s3: S3, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What this process is with the settings of a machine that has its cache there."""
+    with monkeypatch.context() as patch:
+        for name, value in {**s3.env, "RLAIF_CACHE": str(cache)}.items():
+            patch.setenv(name, value)
+        yield
