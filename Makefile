@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKSPACE ?= demo-workspace
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
-.PHONY: demo test test-lowest test-vllm test-trl lint models clean
+.PHONY: demo test test-lowest test-vllm test-trl test-ray lint models clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/rlaif run configs/demo.yaml --workspace $(WORKSPACE)
@@ -21,7 +21,8 @@ test-lowest: $(VENV)/bin/python
 
 # The tests that need vLLM, with its build for the CPU: a set of its own, pinned whole, so that nothing is resolved.
 test-vllm: $(VENV)-vllm/.installed
-	$(VENV)-vllm/bin/python -m pytest -m vllm tests/judges/test_vllm.py
+	$(VENV)-vllm/bin/python -m pytest -m vllm tests/judges/test_vllm.py tests/rlhf/test_vllm_rollouts.py \
+		tests/rlhf/test_vllm_scores.py
 
 $(VENV)-vllm/.installed: pyproject.toml constraints-vllm.txt
 	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
@@ -36,6 +37,16 @@ test-trl: $(VENV)-trl/.installed
 $(VENV)-trl/.installed: constraints-trl.txt
 	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
 	$(VENV)-trl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-trl.txt
+	@touch $@
+
+# The tests of shards on a Ray cluster of two nodes and on Dask workers, in a set of their own, pinned whole.
+test-ray: $(VENV)-ray/.installed
+	$(VENV)-ray/bin/python -m pytest -m ray tests/shards/test_clusters.py
+
+$(VENV)-ray/.installed: pyproject.toml constraints-ray.txt
+	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-ray.txt
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 lint: $(VENV)/.installed-test
