@@ -1,8 +1,8 @@
 """Checkpoints and prompts for the speed of PPO: a random Llama whose responses have the lengths that are asked for.
 
 The folder holds `policy` (causal language model), `reward` (sequence classification), each with the tokenizer, and
-`prompts.json`. Weights are random but for the first column of the tied embedding and the end token's row, which
-give the end token the wanted probability at every step. So lengths are geometric, cut at the longest.
+`prompts.json`. Weights are random, but such that the end token has the wanted probability at every step: lengths
+are geometric, cut at the longest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 PAD, END = 0, 1
-# Every row of the tied embedding has this first component, so all hidden states have nearly one first component too, and
-# the end token's row reads nothing else.
-SHARED_COMPONENT = 0.3
+# Every row of the tied embedding has this first component, and layers add little to it: the first component of the last
+# hidden state is nearly the same everywhere, and the end token's row reads nothing else.
+SHARED_COMPONENT, LAYERS_SCALE = 1.0, 0.01
 
 END_PROBABILITY = {"full": 1e-9, "natural": 0.038}
 """natural: of at most 64 tokens, mean min(Geometric, 64) = (1 - 0.962^64) / 0.038 = 24."""
@@ -116,6 +116,9 @@ def make(folder: Path, end_probability: float, prompts: int, world: World = SMAL
     policy = getattr(transformers, f"{world.family}ForCausalLM")(config(**options, tie_word_embeddings=True)).eval()
     with torch.no_grad():
         policy.get_input_embeddings().weight[:, 0] = SHARED_COMPONENT
+        for name, value in policy.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                value.mul_(LAYERS_SCALE)
         set_end_probability(policy, [tokenizer(text)["input_ids"] for text in texts[:8]], world, end_probability)
     policy.generation_config.eos_token_id = END
     reward = getattr(transformers, f"{world.family}ForSequenceClassification")(config(**options, num_labels=1))
