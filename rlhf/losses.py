@@ -29,9 +29,9 @@ def importance_weights(logprobs: Tensor, engine_logprobs: Tensor, cap: float) ->
     """min(p_trainer / p_engine, cap) of each sampled token, without gradient; all of one shape.
 
     logprobs: of the trainer's policy as it was when the engine sampled. They correct the expectation for an engine
-    whose arithmetic is not the trainer's; the cap bounds the variance and biases towards what the engine sampled. Truncated
-    importance sampling: Ionides 2008 (J. Comput. Graph. Stat. 17, 295-311); a token's own weight before PPO's clipped
-    term: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training".
+    whose arithmetic is not the trainer's; the cap bounds the variance and biases towards what the engine sampled.
+    Truncated importance sampling: Ionides 2008 (J. Comput. Graph. Stat. 17, 295-311); a token's own weight before
+    PPO's clipped term: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training".
     """
     return (logprobs - engine_logprobs).detach().exp().clamp(max=cap)
 
