@@ -43,6 +43,9 @@ own; sending the same again is safe. Tokens are made by an admin; each call name
 THREADS = 12
 """Requests that are worked on at once. Calls wait for one writer and one interpreter: more threads take memory only."""
 
+BUSY_S = 10.0
+"""How long a person's request waits for another writer before it is refused, with what they typed."""
+
 
 def now() -> datetime:
     return datetime.now(UTC)
@@ -60,7 +63,7 @@ def create_app(
 
     `announce`: told of each batch that reached its quota, beside the webhook."""
     rules = rules or Rules()
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, busy_s=BUSY_S)
     queue = Queue(database, clock, rules)
     metrics = Metrics(queue.batches)
     watch = Watch(queue.quotas_reached, settings.webhook_url, settings.webhook_secret_env, announce=announce)
