@@ -4,20 +4,26 @@ VENV ?= .venv
 WORKSPACE ?= demo-workspace
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 
+# As many processes as there are cores, one thread each: tests of models this small gain nothing from more. A file stays in
+# one process, so that its tests share what they start.
+PYTEST = -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test test-lowest: export OMP_NUM_THREADS = 1
+
 .PHONY: demo test test-lowest test-vllm test-trl test-ray lint models clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/rlaif run configs/demo.yaml --workspace $(WORKSPACE)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST) -m "not slow"
+	$(VENV)/bin/python $(PYTEST) -m slow
 
 # The fast tests with the oldest versions that pyproject.toml admits.
 test-lowest: $(VENV)/bin/python
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
-		--editable . pytest hatchling
-	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+		--editable . pytest pytest-xdist hatchling
+	$(VENV)-lowest/bin/python $(PYTEST) -m "not slow"
 
 # The tests that need vLLM, with its build for the CPU: a set of its own, pinned whole, so that nothing is resolved.
 test-vllm: $(VENV)-vllm/.installed
