@@ -64,11 +64,14 @@ def listen(settings: WebSettings) -> socket.socket:
     """A listening socket, bound before anything is promised. Raises UsageError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host.strip("[]"), settings.port), family=family, backlog=128)
+        listener = socket.create_server((settings.host.strip("[]"), settings.port), family=family, backlog=128)
     except OSError as error:
         raise UsageError(
             f"Cannot listen on {settings.host}:{settings.port} ({error.strerror}): choose another host or port."
         ) from error
+    # asyncio sets this on sockets of its own alone; without it the end of a page waits 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def address(settings: WebSettings, listener: socket.socket) -> str:
