@@ -18,17 +18,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from audit.queue import batches as batch_rows
-from audit.queue import places, record
+from audit.queue import places, record, standing
 from audit.queue.database import Database
 from audit.queue.errors import (
     AlreadyDecided,
     BadInput,
     Closed,
-    KeyReused,
     LeaseExpired,
     NotAllowed,
     NotFound,
-    NothingToUndo,
 )
 from audit.queue.model import (
     MAX_OVERLAP,
@@ -40,7 +38,6 @@ from audit.queue.model import (
     Guidelines,
     ItemView,
     NewItem,
-    Opinion,
     Progress,
     Receipt,
     Role,
@@ -51,14 +48,10 @@ from audit.queue.model import (
 )
 from audit.queue.places import Lease, log, state_is
 from audit.queue.record import Statement
-from audit.queue.tables import DONE, HELD, OPEN, batches, events, items, skips, slots, texts, users, verdicts
+from audit.queue.tables import DONE, HELD, OPEN, batches, items, skips, slots, texts, users, verdicts
 
 _COUNT_FOR_S = 5.0
 _NO_ITEM = "There is no such item for you: go back to the queue."
-_EXPIRED = (
-    "Your time on this item is over, or you opened it again elsewhere. Nothing was sent and your text is still here: "
-    "take the item again, if it is free, and send it."
-)
 _TAKEN = "This item has all its answers by now. Nothing was sent: go on with the next one."
 _ANSWERED = "You answered this item already, in another tab perhaps. The first answer stands: undo it to change it."
 _SETTLED = "A lead settled this item by now, so the answer on it stays as it is."
@@ -73,18 +66,6 @@ class Rules:
     lease_s: float = 600.0
     longest_hold_s: float = 4 * 3600.0
     held: int = 2
-
-
-_OF_ITEM = (
-    items.c.id.label("item"),
-    items.c.public_id.label("item_id"),
-    batches.c.id.label("batch"),
-    batches.c.public_id.label("batch_id"),
-    batches.c.seed,
-    batches.c.guidelines_version,
-    batches.c.constitution_version,
-)
-"""What every step needs to know of an item and its batch."""
 
 
 class Queue:
@@ -202,7 +183,7 @@ class Queue:
                 item = self._item(connection, item_id)
                 if places.batch_is_closed(connection, item.batch):
                     raise Closed(_CLOSED) from None
-                if _passed(connection, user, item.item):
+                if standing.passed(connection, user, item.item):
                     raise AlreadyDecided("You passed this item on to others: undo that to have it again.") from None
                 slot = None
                 if person.quarantined is None:
@@ -232,7 +213,7 @@ class Queue:
             now = self._clock()
             row = self._place(connection, user, item_id, now, token)
             done = {"state": DONE, "expires_at": None, "turn": None}
-            _change(connection, row, done)
+            standing.change(connection, row, done)
             left = record.left_for(row.seed, row.item_id, user)
             receipt = self._append(connection, user, row, left, Statement.of(answer, left), key, now)
             log(connection, now, "answered", user, row.batch, row.item)
@@ -252,7 +233,7 @@ class Queue:
             row = self._place(connection, user, item_id, now, token)
             left = record.left_for(row.seed, row.item_id, user)
             receipt = self._append(connection, user, row, left, said, key, now)
-            _bar(connection, user, row.item)
+            standing.bar(connection, user, row.item)
             log(connection, now, "skipped", user, row.batch, row.item)
             places.give_back(connection, row.slot_id)
             return receipt
@@ -289,14 +270,14 @@ class Queue:
         with self.database.write() as connection:
             self._person(connection, user)
             now = self._clock()
-            known = _undone(connection, user, key)
+            known = standing.undone(connection, user, key)
             if known is not None:
                 return self._lent(connection, user, self._place(connection, user, known, now))
-            verdict = _last(connection, user, item_id)
+            verdict = standing.last(connection, user, item_id)
             item = self._item(connection, verdict.item_public_id)
             if places.batch_is_closed(connection, item.batch):
                 raise Closed("The batch of your last answer is closed: it cannot be taken back any more.")
-            if _decision(connection, item.item) is not None:
+            if standing.decision(connection, item.item) is not None:
                 raise AlreadyDecided(_SETTLED)
             lease = self._lease(now, undone=True)
             slot = self._take_back(connection, user, verdict, lease)
@@ -357,7 +338,7 @@ class Queue:
         with self.database.read() as connection:
             self._person(connection, lead, Role.LEAD, lock=False)
             item = self._item(connection, item_id)
-            if _holds(connection, lead, item.item, HELD):
+            if standing.holds(connection, lead, item.item, HELD):
                 raise NotAllowed("You have this item before you as an auditor: answer it or give it back first.")
             left = record.left_for(item.seed, item.item_id, lead)
             found = (
@@ -368,7 +349,7 @@ class Queue:
             )
             rows = connection.execute(found).all()
             is_decision = [row.kind == VerdictKind.ADJUDICATION.value for row in rows]
-            opinions = [_opinion(row, left) for row in rows]
+            opinions = [standing.opinion(row, left) for row in rows]
             return Case(
                 self._view(connection, lead, item),
                 tuple(given for given, decides in zip(opinions, is_decision, strict=True) if not decides),
@@ -390,15 +371,15 @@ class Queue:
                 return known
             now = self._clock()
             item = self._item(connection, item_id, lock=True)
-            if _holds(connection, lead, item.item, HELD, DONE):
+            if standing.holds(connection, lead, item.item, HELD, DONE):
                 raise NotAllowed("You answered this item or have it before you: another lead must settle it.")
-            earlier = _decision(connection, item.item)
+            earlier = standing.decision(connection, item.item)
             if earlier is not None and earlier.user_id != lead:
                 raise AlreadyDecided("Another lead settled this item by now: their decision stands.")
             left = record.left_for(item.seed, item.item_id, lead)
             supersedes = None if earlier is None else earlier.id
             verdict = record.append(connection, lead, item.item, left, said(left), key, now, now, supersedes)
-            _bar(connection, lead, item.item)
+            standing.bar(connection, lead, item.item)
             log(connection, now, "adjudicated", lead, item.batch, item.item)
             return Receipt(verdict, item_id, now)
 
@@ -430,33 +411,35 @@ class Queue:
         slot = places.claim_next(connection, person.id, self._lease(now))
         if slot is None:
             return None
-        row = connection.execute(_places().where(slots.c.id == slot)).one()
+        row = connection.execute(standing.places_held().where(slots.c.id == slot)).one()
         log(connection, now, "claimed", person.id, row.batch, row.item)
         return self._lent(connection, person.id, row)
 
     def _held(self, connection: sa.Connection, user: UserId, now: datetime) -> list[Any]:
-        found = _places().where(slots.c.user_id == user, state_is(HELD), slots.c.expires_at > now)
+        found = standing.places_held().where(slots.c.user_id == user, state_is(HELD), slots.c.expires_at > now)
         return list(connection.execute(found.order_by(slots.c.turn, slots.c.id)).all())
 
     def _place(
         self, connection: sa.Connection, user: UserId, item_id: str, now: datetime, token: int | None = None
     ) -> Any:
         """The person's place in an item, held now; else the refusal that fits."""
-        row = connection.execute(_places().where(items.c.public_id == item_id, slots.c.user_id == user)).first()
+        row = connection.execute(
+            standing.places_held().where(items.c.public_id == item_id, slots.c.user_id == user)
+        ).first()
         if row is None:
             item = connection.execute(sa.select(items.c.id).where(items.c.public_id == item_id)).scalar()
-            if item is None or not _had(connection, user, item):
+            if item is None or not standing.had(connection, user, item):
                 raise NotFound(_NO_ITEM)
         elif row.state == DONE:
             raise AlreadyDecided(_ANSWERED)
         elif row.expires_at > now and token in (None, row.token):
             return row
-        raise LeaseExpired(_EXPIRED)
+        raise LeaseExpired(standing.EXPIRED)
 
     def _item(self, connection: sa.Connection, item_id: str, lock: bool = False) -> Any:
         found = (
             sa.select(
-                *_OF_ITEM,
+                *standing.OF_ITEM,
             )
             .join(batches, batches.c.id == items.c.batch_id)
             .where(items.c.public_id == item_id)
@@ -469,7 +452,7 @@ class Queue:
         return row
 
     def _claim(self, connection: sa.Connection, user: UserId, slot: int) -> Claim:
-        return self._lent(connection, user, connection.execute(_places().where(slots.c.id == slot)).one())
+        return self._lent(connection, user, connection.execute(standing.places_held().where(slots.c.id == slot)).one())
 
     def _lent(self, connection: sa.Connection, user: UserId, row: Any, expires_at: datetime | None = None) -> Claim:
         left = record.left_for(row.seed, row.item_id, user)
@@ -496,7 +479,7 @@ class Queue:
         latest = row.claimed_at + timedelta(seconds=self._rules.longest_hold_s)
         # Never earlier than it was: a clock that jumped back must not cut a lease short.
         until: datetime = max(row.expires_at, min(now + timedelta(seconds=self._rules.lease_s), latest))
-        _change(connection, row, {"expires_at": until})
+        standing.change(connection, row, {"expires_at": until})
         return until
 
     def _append(
@@ -529,102 +512,6 @@ class Queue:
             count = connection.execute(sa.select(sa.func.count()).select_from(slots).where(state_is(OPEN))).scalar_one()
             self._open_count = (now, count)
         return self._open_count[1]
-
-
-def _places() -> sa.Select[Any]:
-    return (
-        sa.select(
-            slots.c.id.label("slot_id"),
-            slots.c.state,
-            slots.c.token,
-            slots.c.claimed_at,
-            slots.c.expires_at,
-            *_OF_ITEM,
-        )
-        .join(items, items.c.id == slots.c.item_id)
-        .join(batches, batches.c.id == items.c.batch_id)
-    )
-
-
-def _change(connection: sa.Connection, row: Any, values: dict[str, Any]) -> None:
-    """Change a held slot; LeaseExpired where somebody found its lease ended since it was read."""
-    same = (slots.c.id == row.slot_id, slots.c.state == HELD, slots.c.token == row.token)
-    if connection.execute(slots.update().where(*same).values(**values)).rowcount != 1:
-        raise LeaseExpired(_EXPIRED)
-
-
-def _holds(connection: sa.Connection, user: int, item: int, *states: int) -> bool:
-    found = sa.select(slots.c.id).where(slots.c.item_id == item, slots.c.user_id == user, slots.c.state.in_(states))
-    return connection.execute(found).first() is not None
-
-
-def _had(connection: sa.Connection, user: int, item: int) -> bool:
-    mine = (events.c.item_id == item, events.c.user_id == user, events.c.kind == "claimed")
-    found = sa.select(events.c.id).where(*mine)
-    return connection.execute(found.limit(1)).first() is not None
-
-
-def _passed(connection: sa.Connection, user: int, item: int) -> bool:
-    found = sa.select(skips.c.item_id).where(skips.c.item_id == item, skips.c.user_id == user)
-    return connection.execute(found).first() is not None
-
-
-def _bar(connection: sa.Connection, user: int, item: int) -> None:
-    if not _passed(connection, user, item):
-        connection.execute(skips.insert().values(item_id=item, user_id=user))
-
-
-def _undone(connection: sa.Connection, user: int, key: str) -> str | None:
-    """The item that an undo of this key gave back before."""
-    found = (
-        sa.select(verdicts.c.kind, items.c.public_id)
-        .join(items, items.c.id == verdicts.c.item_id)
-        .where(verdicts.c.user_id == user, verdicts.c.key == key)
-    )
-    row = connection.execute(found).first()
-    if row is not None and row.kind != VerdictKind.WITHDRAWN.value:
-        raise KeyReused("This key came with an answer before: make a new one for the undo.")
-    return None if row is None else row.public_id
-
-
-def _last(connection: sa.Connection, user: int, item_id: str | None) -> Any:
-    kinds = [VerdictKind.ANSWER.value, VerdictKind.SKIP.value]
-    found = (
-        sa.select(verdicts, items.c.public_id.label("item_public_id"))
-        .join(items, items.c.id == verdicts.c.item_id)
-        .where(verdicts.c.user_id == user, verdicts.c.kind.in_(kinds), record.in_force())
-        .order_by(verdicts.c.id.desc())
-    )
-    if item_id is not None:
-        found = found.where(items.c.public_id == item_id)
-    row = connection.execute(found.limit(1)).first()
-    if row is None:
-        raise NothingToUndo("You have no answer that could be taken back.")
-    return row
-
-
-def _decision(connection: sa.Connection, item: int) -> Any:
-    found = sa.select(verdicts).where(
-        verdicts.c.item_id == item, verdicts.c.kind == VerdictKind.ADJUDICATION.value, record.in_force()
-    )
-    return connection.execute(found).first()
-
-
-def _opinion(row: Any, left: str) -> Opinion:
-    answer = record.to_answer(row, left)
-    return Opinion(
-        row.public_id,
-        row.name,
-        answer.choice,
-        answer.confidence,
-        answer.flaws_left,
-        answer.flaws_right,
-        answer.comment,
-        answer.seconds,
-        row.created_at,
-        row.simulated,
-        row.quarantined is not None,
-    )
 
 
 def _reached(batch: BatchProgress) -> bool:
