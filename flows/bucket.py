@@ -131,13 +131,15 @@ class Remote:
             if re.fullmatch(r"rounds/\d+/\w+/" + MANIFEST, k)
         )
 
-    def fetch(self, key: str) -> None:
-        """A stage directory; what is damaged in the bucket is told in the round's journal, and is not there then."""
+    def fetch(self, key: str) -> bool:
+        """A stage directory; what is damaged in the bucket is told in the round's journal, and is not there then:
+        False."""
         wrong = folders.pull(self.bucket, key, self.root / key)
         if wrong:
             text = ", ".join(f"{name} is {why}" for name, why in sorted(wrong.items()))
             line = {"event": "damaged_in_bucket", "directory": key, "objects": text}
             append_line(self.root / Path(key).parent / "journal.jsonl", json.dumps(line))
+        return not wrong
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -195,13 +197,14 @@ class Session:
         self.lease.check()
         _refuse_local_queue(step, remote.root)
         key = out.relative_to(remote.root).as_posix()
-        for name in {*self._inputs(step), key}:
+        for name in set(self._inputs(step)):
             remote.fetch(name)
+        whole = remote.fetch(key)
         place = f"{out.parent.relative_to(remote.root).as_posix()}/{_MIRROR}/{out.name}"
         partial = out.with_name(f".{out.name}.partial")
         interval = _seconds("RLAIF_MIRROR_SECONDS", 30.0)
         mirror = Mirror(remote.bucket, place, partial, remote.identity, interval, self.lease.check)
-        if (out / REDO).is_file():
+        if (out / REDO).is_file() or not whole:
             folders.withdraw(remote.bucket, key)
             mirror.drop()
         else:

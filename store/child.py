@@ -168,6 +168,19 @@ def write(stream: BinaryIO, message: Message) -> None:
     stream.flush()
 
 
+def read(stream: BinaryIO) -> Message | None:
+    """The next message; None where the other side is gone, also in the middle of one."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    body = stream.read(length)
+    if len(body) < length:
+        return None
+    message: Message = json.loads(body)
+    return message
+
+
 def serve(work: Callable[[queue.Queue[Message | None], BinaryIO], None], at_end: Callable[[], None]) -> int:
     """The child's side: `work(inbox, replies)` until the inbox holds None, the parent's end. Returns the exit code.
 
@@ -192,22 +205,9 @@ def serve(work: Callable[[queue.Queue[Message | None], BinaryIO], None], at_end:
 
 
 def _hear(stream: BinaryIO, inbox: queue.Queue[Message | None], at_end: Callable[[], None]) -> None:
-    while (message := _next(stream)) is not None:
+    while (message := read(stream)) is not None:
         inbox.put(message)
     inbox.put(None)
     at_end()
     time.sleep(GRACE_S)
     os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def _next(stream: BinaryIO) -> Message | None:
-    """None where the other side is gone, also in the middle of a message."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = stream.read(length)
-    if len(body) < length:
-        return None
-    message: Message = json.loads(body)
-    return message

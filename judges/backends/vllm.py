@@ -8,7 +8,6 @@ one sentence here. See `judges.backends.vllm_process` for the messages, `judges.
 from __future__ import annotations
 
 import os
-import re
 import select
 import signal
 import subprocess
@@ -23,14 +22,13 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar, NoReturn
 
 from judges.backends.base import INSTALL, Call, Choice, Reply, Text, Want
-from judges.backends.vllm_process import GRACE_S, MEMORY, MORE_MEMORY, Message, receive, send
+from judges.backends.vllm_process import MEMORY, MORE_MEMORY
 from judges.judge import Judge
 from judges.modes import Kind
 from judges.prompts import WELL_KNOWN_SPECIALS
 from judges.settings import VLLMSettings
+from store.child import GRACE_S, Message, last_words, read, write
 from store.errors import RlaifError, TransientError, UsageError
-
-_EXCEPTION = re.compile(r"\b\w+(?:Error|Exception)\b.*")
 
 
 class VLLMBackend:
@@ -104,17 +102,17 @@ class VLLMBackend:
 
     def _send(self, message: Message) -> None:
         try:
-            send(self._to, message)
+            write(self._to, message)
         except OSError:  # the process has ended; what it said last, or its log, tells why
             while True:
                 self._receive()
 
     def _receive(self) -> Message:
-        message = receive(self._from)
+        message = read(self._from)
         if message is None:
             self._explain_end()
         if "error" in message and "batch" not in message:
-            raise (UsageError if message["usage"] else RlaifError)(message["error"])
+            raise (UsageError if message["kind"] == "usage" else RlaifError)(message["error"])
         return message
 
     def _explain_end(self) -> NoReturn:
@@ -125,13 +123,13 @@ class VLLMBackend:
             raise self._failure("was killed, most often for want of memory", MORE_MEMORY, TransientError)
         if code is not None and code < 0:
             raise self._failure(f"was ended by {signal.Signals(-code).name}", "look into its log")
-        if MEMORY.search(_last_words(self._log)):
+        if MEMORY.search(last_words(self._log)):
             raise self._failure("ran out of memory", MORE_MEMORY)
         raise self._failure("stopped", "correct what it names")
 
     def _failure(self, what: str, remedy: str, kind: type[RlaifError] = RlaifError) -> RlaifError:
         self._failed = True
-        words = _last_words(self._log)
+        words = last_words(self._log)
         return kind(
             f"Judge {self._judge.name}: the process of vLLM {what}{f' ({words})' if words else ''}: {remedy}; "
             f"its log is {self._log}."
@@ -248,14 +246,3 @@ def _with_costs_of(earlier: Reply, reply: Reply) -> Reply:
 def _is_unreadable(reply: Reply) -> bool:
     want = reply.call.want
     return isinstance(want, Text) and reply.error is None and not want.readable(reply.text or "")
-
-
-def _last_words(log: Path) -> str:
-    """The last exception in the log, or its last line."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 65536))
-        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    for line in reversed(lines):
-        if found := _EXCEPTION.search(line):
-            return found.group()[:300].rstrip(".")
-    return lines[-1][:300].rstrip(".") if lines else ""
