@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf.checkpoints import CheckpointFolder
 from rlhf.config import DPOConfig
+from rlhf.curve import Curve
 from rlhf.devices import Compute
 from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.losses import bradley_terry_loss
@@ -93,14 +93,19 @@ def train_dpo(
     steps = max(1, round(config.epochs * len(train) / config.batch_size))
     optimizer = Optimizer(trainable(model).values(), config.optimisation, steps)
     budget = Budget(config.optimisation.batch_tokens)
-    curve: list[dict[str, Any]] = []
-    store = CheckpointFolder(checkpoints, world=compute.world) if checkpoints and config.checkpoint_every else None
-    if store is not None and (found := store.latest()) is not None:
-        curve = store.resume(found, {"model": model}, {"model": optimizer})[0]["curve"]
-        progress("dpo", len(curve), steps, f"resumed at step {len(curve)}")
-    taken = len(curve)
-    drawn = islice(batches(len(train), config.batch_size, seed), taken, steps)
-    for step, members in enumerate(drawn, taken + 1):
+    curve = Curve(
+        "dpo",
+        steps,
+        model,
+        optimizer,
+        folder=checkpoints,
+        every=config.checkpoint_every,
+        world=compute.world,
+        progress=progress,
+        log=log,
+    )
+    taken = len(curve.rows)
+    for step, members in enumerate(islice(batches(len(train), config.batch_size, seed), taken, steps), taken + 1):
         rate = optimizer.learning_rate
         pairs = [train[index] for index in members]
         own = budget.run(
@@ -117,12 +122,8 @@ def train_dpo(
         row |= {"validation_log_loss": None, "validation_accuracy": None}
         if step == steps and validation:
             row |= validate(model, validation, config.beta, compute, budget)
-        curve.append(row)
-        log(step, row)
-        if store is not None and step % config.checkpoint_every == 0 and step < steps:
-            store.save(step, {"model": model}, {"model": optimizer}, {"curve": curve})
-        progress("dpo", step, steps, f"loss {sums['loss']:.3f}")
-    return curve
+        curve.add(row)
+    return curve.rows
 
 
 SUMS = ("loss", "chosen_reward", "rejected_reward", "accuracy")

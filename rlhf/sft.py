@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.checkpoints import CheckpointFolder
 from rlhf.config import SFTConfig
+from rlhf.curve import Curve
 from rlhf.demonstrations import Demonstrations
 from rlhf.devices import Compute
 from rlhf.forward import logprobs_of, response_logprobs
@@ -73,14 +73,19 @@ def train_sft(
     steps = max(1, round(config.epochs * len(samples) / config.batch_size))
     optimizer = Optimizer(trainable(model).values(), config.optimisation, steps)
     budget = Budget(config.optimisation.batch_tokens)
-    curve: list[dict[str, Any]] = []
-    store = CheckpointFolder(checkpoints, world=compute.world) if checkpoints and config.checkpoint_every else None
-    if store is not None and (found := store.latest()) is not None:
-        curve = store.resume(found, {"model": model}, {"model": optimizer})[0]["curve"]
-        progress("sft", len(curve), steps, f"resumed at step {len(curve)}")
-    for step, members in enumerate(
-        islice(batches(len(samples), config.batch_size, seed), len(curve), steps), len(curve)
-    ):
+    curve = Curve(
+        "sft",
+        steps,
+        model,
+        optimizer,
+        folder=checkpoints,
+        every=config.checkpoint_every,
+        world=compute.world,
+        progress=progress,
+        log=log,
+    )
+    taken = len(curve.rows)
+    for step, members in enumerate(islice(batches(len(samples), config.batch_size, seed), taken, steps), taken + 1):
         rate = optimizer.learning_rate
         batch = [samples[index] for index in members]
         masks = None if trained is None else [trained[index] for index in members]
@@ -93,25 +98,15 @@ def train_sft(
         loss = float(compute.world.sum(own))
         norm = optimizer.step() if math.isfinite(loss) else None
         if norm is None:
-            where = f"SFT step {step + 1} (demonstrations {', '.join(str(index) for index in members[:4])}, ...)"
+            where = f"SFT step {step} (demonstrations {', '.join(str(index) for index in members[:4])}, ...)"
             raise RlaifError(f"The loss of {where} is not a number: lower the learning rate ({rate:g}).")
-        curve.append(
-            {
-                "step": step + 1,
-                "loss": loss,
-                "learning_rate": rate,
-                "grad_norm": norm,
-                "tokens": count_tokens(batch, masks),
-            }
-        )
+        tokens = count_tokens(batch, masks)
+        row: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": tokens}
         if validation is not None:
-            whole = (step + 1) % math.ceil(len(samples) / config.batch_size) == 0 or step + 1 == steps
-            curve[-1]["validation_loss"] = mean_loss(model, validation, compute, budget) if whole else None
-        log(step + 1, curve[-1])
-        if store is not None and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-            store.save(step + 1, {"model": model}, {"model": optimizer}, {"curve": curve})
-        progress("sft", step + 1, steps, f"loss {loss:.3f}")
-    return curve
+            whole = step % math.ceil(len(samples) / config.batch_size) == 0 or step == steps
+            row["validation_loss"] = mean_loss(model, validation, compute, budget) if whole else None
+        curve.add(row)
+    return curve.rows
 
 
 def mean_loss(model: Model, demonstrations: Demonstrations, compute: Compute, budget: Budget) -> float:
