@@ -37,11 +37,13 @@ def tracking(config: Tracked, stage: str, out: Path, main: bool = True) -> Itera
     """The log of a stage. `out`: its output folder; `main`: whether this process is the one that writes.
 
     Raises UsageError where a tracker that the config names is not installed. Without names, TensorBoard is used where
-    it is installed.
+    it is installed, and a line says so where it is not.
     """
     names = config.tracking
     if names is None:
         names = ["tensorboard"] if find_spec("tensorboard") else []
+        if not names and main:
+            print(f"No curves for TensorBoard: it is not installed ({INSTALL} tensorboard).", file=sys.stderr)
     if absent := [name for name in names if not find_spec(name)]:
         raise UsageError(
             f"The tracker {absent[0]} is not installed: {INSTALL} {absent[0]}, or take it out of tracking."
