@@ -5,34 +5,42 @@ the last position. Both sides render the prompts of the calibration pairs, in bo
 vote; loading is left out. Runs alternate and medians count. The judge is the shipped one, once as it is and once with
 a long constitution, which all prompts share. The backend's most tokens in a pass on a CPU were chosen by timing it on
 this judge and these pairs, so the figures are those of a case it was fitted to. A single core (`--threads 1`) is half
-busy with the plain loop already, so that less is left to win; a machine with other work loses most with several.
+busy with the plain loop already, so that less is left to win; a machine with other work loses most with several. Both
+sides have the environment that the judge stage gives its process (`flows.processes.execute.ENVIRONMENT`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import torch
-import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+# The folder of a script comes first on Python's path, and there a benchmark could be taken for a package of its name.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from judges.backends.base import Call
-from judges.backends.transformers import TransformersBackend
-from judges.collect import CELL
-from judges.judge import Judge, load_judge
-from judges.modes import find
-from judges.pairs import Pair, pairs_from_table
-from judges.votes import asks_about
-from store.resources import CONFIGS, DATASETS
-from store.tables import GOLD, read_table
+import jinja2  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from flows.processes.execute import ENVIRONMENT  # noqa: E402
+from judges.backends.base import Call  # noqa: E402
+from judges.backends.transformers import TransformersBackend  # noqa: E402
+from judges.collect import CELL  # noqa: E402
+from judges.judge import Judge, load_judge  # noqa: E402
+from judges.modes import find  # noqa: E402
+from judges.pairs import Pair, pairs_from_table  # noqa: E402
+from judges.votes import asks_about  # noqa: E402
+from store.resources import CONFIGS, DATASETS  # noqa: E402
+from store.tables import GOLD, read_table  # noqa: E402
 
 RATIO, DIFFERENCE = 3.0, 1e-4
 LONG = 2
@@ -169,9 +177,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch threads of both sides; default: torch's own choice")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side")
     parser.add_argument("--pairs", type=int, help="only the first so many calibration pairs")
+    parser.add_argument("--json", action="store_true", help="the figures for a program")
     options = parser.parse_args()
+    if not ENVIRONMENT.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**ENVIRONMENT, **os.environ})
     results = measure(options.threads, options.runs, options.pairs)
-    print(*results, sep="\n")
+    print(*(json.dumps(asdict(result)) if options.json else result for result in results), sep="\n")
     raise SystemExit(0 if all(result.passed for result in results) else 1)
 
 

@@ -213,7 +213,9 @@ class TransformersBackend:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # A chat template writes the special tokens itself.
         add = not self._tokenizer.chat_template
-        encoded: list[list[int]] = self._tokenizer(texts, add_special_tokens=add, verbose=False)["input_ids"]
+        encoded: list[list[int]] = self._tokenizer(
+            texts, add_special_tokens=add, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
         stop = self._tokenizer.eos_token_id
         # Some tokenizers close every text; after a stop token a judge has nothing left to say.
         return [ids[:-1] if add and len(ids) > 1 and ids[-1] == stop else ids for ids in encoded]

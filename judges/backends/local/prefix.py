@@ -7,7 +7,8 @@ rounding of differently shaped sums. Shapes: b rows, n tokens, v vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,7 @@ class SharedForward:
         self._model = model
         self._accepted = inspect.signature(model.forward).parameters
         self.shares = {"past_key_values", "position_ids"} <= self._accepted.keys() and _attends_to_all(model)
+        self._last_mlp = _last_mlp(model)
 
     def __call__(self, ids: Tensor, mask: Tensor, segments: Sequence[Segment] = ()) -> Tensor:
         """[b, v] logits after the last token of each row; `ids` and `mask` are [b, n], padded on the left."""
@@ -89,9 +91,28 @@ class SharedForward:
         known = {name: value for name, value in optional.items() if name in self._accepted}
         if cache is not None:
             known["past_key_values"] = cache
-        logits = self._model(input_ids=ids, attention_mask=whole, use_cache=cache is not None, **known).logits
+        with self._only_last_position(ids.shape):
+            logits = self._model(input_ids=ids, attention_mask=whole, use_cache=cache is not None, **known).logits
         last: Tensor = logits[:, -1]
         return last
+
+    @contextmanager
+    def _only_last_position(self, shape: torch.Size) -> Iterator[None]:
+        """Nobody reads what the last layer's feed-forward network, most of the layer, makes of the other positions. Its
+        [b, 1, h] is added to all [b, n, h], and is right for the last."""
+        if self._last_mlp is None:
+            yield
+            return
+
+        def cut(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = given[0]
+            return (x[:, -1:], *given[1:]) if x.ndim == 3 and x.shape[:2] == shape else given
+
+        hook = self._last_mlp.register_forward_pre_hook(cut)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _cache(self, segments: Sequence[Segment], keep: bool) -> Cache:
         return Cache(layers=[_Layer(segments, number, keep) for number in range(len(segments[0].layers))])
@@ -116,6 +137,14 @@ def left_padded(rows: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
 def position_ids(mask: Tensor) -> Tensor:
     """Positions that start at 0 with the first real token of each row."""
     return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _last_mlp(model: Any) -> Any:
+    """The feed-forward network of the last layer; None where the model has none by that name, or one for all layers."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None) or []
+    found = [getattr(layer, "mlp", None) for layer in layers]
+    return found[-1] if found and sum(mlp is found[-1] for mlp in found) == 1 else None
 
 
 def _attends_to_all(model: Any) -> bool:
