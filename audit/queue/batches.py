@@ -134,6 +134,12 @@ def progress(connection: sa.Connection, batch: Any) -> BatchProgress:
     )
 
 
+def reached(connection: sa.Connection) -> list[Any]:
+    """The rows of batches whose quota is reached, but not marked so."""
+    waiting = connection.execute(sa.select(batches).where(batches.c.quota_reached_at.is_(None))).all()
+    return [row for row in waiting if _is_reached(progress(connection, row))]
+
+
 def first_token() -> int:
     """Where a slot's fencing tokens start: anywhere, so that one tells nobody how often the item was lent before."""
     return secrets.randbelow(_TOKENS)
@@ -142,6 +148,11 @@ def first_token() -> int:
 def clean(value: str) -> bool:
     """Whether every database and every UTF-8 file can hold the text as it is."""
     return "\0" not in value and not any(0xD800 <= ord(letter) <= 0xDFFF for letter in value)
+
+
+def _is_reached(batch: BatchProgress) -> bool:
+    done, of = (batch.pairs_complete, batch.pairs) if batch.pairs else (batch.complete, batch.items)
+    return done >= batch.quota * of
 
 
 def _check(name: str, new: Sequence[NewItem], overlap: int, guidelines: Guidelines, quota: float) -> None:

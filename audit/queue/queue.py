@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from audit.queue import batches as batch_rows
-from audit.queue import places, record, standing
+from audit.queue import disputes, places, record, standing
 from audit.queue.database import Database
 from audit.queue.errors import (
     AlreadyDecided,
@@ -48,9 +48,10 @@ from audit.queue.model import (
 )
 from audit.queue.places import Lease, log, state_is
 from audit.queue.record import Statement
-from audit.queue.tables import DONE, HELD, OPEN, batches, items, skips, slots, texts, users, verdicts
+from audit.queue.tables import DONE, HELD, OPEN, batches, items, slots, texts, users
 
 _COUNT_FOR_S = 5.0
+_SWEEP_EVERY = timedelta(seconds=1)
 _NO_ITEM = "There is no such item for you: go back to the queue."
 _TAKEN = "This item has all its answers by now. Nothing was sent: go on with the next one."
 _ANSWERED = "You answered this item already, in another tab perhaps. The first answer stands: undo it to change it."
@@ -79,6 +80,7 @@ class Queue:
         self._clock = clock
         self._rules = rules or Rules()
         self._open_count: tuple[datetime, int] | None = None
+        self._swept: datetime | None = None
 
     # batches
 
@@ -115,8 +117,7 @@ class Queue:
     def quotas_reached(self) -> list[BatchProgress]:
         """The batches whose quota is reached and was not reported before: each is given to exactly one caller, once."""
         with self.database.read() as connection:
-            waiting = connection.execute(sa.select(batches).where(batches.c.quota_reached_at.is_(None))).all()
-            reached = [row for row in waiting if _reached(batch_rows.progress(connection, row))]
+            reached = batch_rows.reached(connection)
         mine = []
         for row in reached:
             mark = batches.update().where(batches.c.id == row.id, batches.c.quota_reached_at.is_(None))
@@ -138,7 +139,7 @@ class Queue:
     def claim(self, user: UserId) -> Claim | None:
         """The item to work on: the person's own unexpired one first (its lease renewed), else the next; None if there
         is none for this person. One in quarantine gets no new item, as if the queue were empty."""
-        places.expire(self.database, self._clock())
+        self._sweep()
         with self.database.write() as connection:
             person, now = self._person(connection, user), self._clock()
             held = self._held(connection, user, now)
@@ -148,7 +149,7 @@ class Queue:
 
     def peek_next(self, user: UserId, current: str) -> Claim | None:
         """The item after `current`, to preload: claimed too, so that nobody else gets it. None as in `claim`."""
-        places.expire(self.database, self._clock())
+        self._sweep()
         with self.database.write() as connection:
             person, now = self._person(connection, user), self._clock()
             held = self._held(connection, user, now)
@@ -277,10 +278,10 @@ class Queue:
             item = self._item(connection, verdict.item_public_id)
             if places.batch_is_closed(connection, item.batch):
                 raise Closed("The batch of your last answer is closed: it cannot be taken back any more.")
-            if standing.decision(connection, item.item) is not None:
+            if disputes.decision(connection, item.item) is not None:
                 raise AlreadyDecided(_SETTLED)
             lease = self._lease(now, undone=True)
-            slot = self._take_back(connection, user, verdict, lease)
+            slot = standing.take_back(connection, user, verdict, lease)
             record.append(
                 connection,
                 user,
@@ -299,14 +300,11 @@ class Queue:
         """Of one person. Only reads."""
         now = self._clock()
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        mine = (verdicts.c.user_id == user, verdicts.c.kind == VerdictKind.ANSWER.value, record.in_force())
         with self.database.read() as connection:
             self._person(connection, user, lock=False)
-            today = sa.func.count().filter(verdicts.c.created_at >= midnight)
-            answered, answered_today = connection.execute(sa.select(sa.func.count(), today).where(*mine)).one()
-            skipped = connection.execute(sa.select(sa.func.count()).where(skips.c.user_id == user)).scalar_one()
+            counts = standing.counts(connection, user, midnight)
             held = len(self._held(connection, user, now))
-            return Progress(answered, answered_today, skipped, held, self._count_open(connection, now))
+            return Progress(*counts, held, self._count_open(connection, now))
 
     # a lead's calls; NotAllowed for an auditor
 
@@ -320,16 +318,7 @@ class Queue:
             item = self._item(connection, item_id)
             if places.batch_is_closed(connection, item.batch):
                 raise Closed("The batch of this item is closed: add it to a new batch instead.")
-            connection.execute(skips.delete().where(skips.c.item_id == item.item))
-            priority = connection.execute(
-                sa.select(sa.func.max(slots.c.priority)).where(slots.c.item_id == item.item)
-            ).scalar_one()
-            if more:
-                # The position is a first one only: the item's open places all move to the end below.
-                tokens = (batch_rows.first_token() for _ in range(more))
-                rows = places.new_slots([(item.item, item.batch, priority, more)], 0, tokens)
-                connection.execute(slots.insert(), rows)
-            places.move_to_end(connection, item.item)
+            disputes.ask_more(connection, item.item, item.batch, more)
             log(connection, now, "requeued", lead, item.batch, item.item)
 
     def case(self, lead: UserId, item_id: str) -> Case:
@@ -341,20 +330,8 @@ class Queue:
             if standing.holds(connection, lead, item.item, HELD):
                 raise NotAllowed("You have this item before you as an auditor: answer it or give it back first.")
             left = record.left_for(item.seed, item.item_id, lead)
-            found = (
-                sa.select(verdicts, users.c.name, users.c.simulated, users.c.quarantined)
-                .join(users, users.c.id == verdicts.c.user_id)
-                .where(verdicts.c.item_id == item.item, verdicts.c.winner.is_not(None), record.in_force())
-                .order_by(verdicts.c.id)
-            )
-            rows = connection.execute(found).all()
-            is_decision = [row.kind == VerdictKind.ADJUDICATION.value for row in rows]
-            opinions = [standing.opinion(row, left) for row in rows]
-            return Case(
-                self._view(connection, lead, item),
-                tuple(given for given, decides in zip(opinions, is_decision, strict=True) if not decides),
-                next((given for given, decides in zip(opinions, is_decision, strict=True) if decides), None),
-            )
+            opinions, decision = disputes.opinions(connection, item.item, left)
+            return Case(self._view(connection, lead, item), opinions, decision)
 
     def adjudicate(self, lead: UserId, item_id: str, answer: Answer, key: str) -> Receipt:
         """Settle an item: a verdict of the lead's own, of kind adjudication. A second one supersedes the lead's first.
@@ -373,7 +350,7 @@ class Queue:
             item = self._item(connection, item_id, lock=True)
             if standing.holds(connection, lead, item.item, HELD, DONE):
                 raise NotAllowed("You answered this item or have it before you: another lead must settle it.")
-            earlier = standing.decision(connection, item.item)
+            earlier = disputes.decision(connection, item.item)
             if earlier is not None and earlier.user_id != lead:
                 raise AlreadyDecided("Another lead settled this item by now: their decision stands.")
             left = record.left_for(item.seed, item.item_id, lead)
@@ -390,6 +367,13 @@ class Queue:
         return places.expire(self.database, self._clock())
 
     # parts
+
+    def _sweep(self) -> None:
+        """`expire`, at most once a second: a claim need not look each time for what hardly ever is there."""
+        now = self._clock()
+        if self._swept is None or not timedelta(0) <= now - self._swept < _SWEEP_EVERY:
+            places.expire(self.database, now)
+            self._swept = now
 
     def _person(self, connection: sa.Connection, user: UserId, role: Role = Role.AUDITOR, lock: bool = True) -> Any:
         """The person's row. Locked, so that calls of one person, from two tabs, say, take turns."""
@@ -438,9 +422,7 @@ class Queue:
 
     def _item(self, connection: sa.Connection, item_id: str, lock: bool = False) -> Any:
         found = (
-            sa.select(
-                *standing.OF_ITEM,
-            )
+            sa.select(*standing.OF_ITEM)
             .join(batches, batches.c.id == items.c.batch_id)
             .where(items.c.public_id == item_id)
         )
@@ -490,30 +472,9 @@ class Queue:
         verdict = record.append(connection, user, row.item, left, said, key, now, row.claimed_at, supersedes)
         return Receipt(verdict, row.item_id, now)
 
-    def _take_back(self, connection: sa.Connection, user: UserId, verdict: Any, lease: Lease) -> int:
-        """The slot of a verdict that is taken back, held again; after a skip any that is still open."""
-        if verdict.kind == VerdictKind.SKIP.value:
-            connection.execute(skips.delete().where(skips.c.item_id == verdict.item_id, skips.c.user_id == user))
-            slot = places.claim_item(connection, user, verdict.item_id, lease)
-            if slot is None:
-                raise AlreadyDecided("Others have the item that you skipped by now: it cannot be taken back.")
-            return slot
-        held = {"state": HELD, "token": slots.c.token + 1, "turn": lease.turn}
-        statement = slots.update().where(
-            slots.c.item_id == verdict.item_id, slots.c.user_id == user, slots.c.state == DONE
-        )
-        values = held | {"claimed_at": lease.now, "expires_at": lease.until}
-        taken: int = connection.execute(statement.values(**values).returning(slots.c.id)).scalar_one()
-        return taken
-
     def _count_open(self, connection: sa.Connection, now: datetime) -> int:
         # Counting reads the whole index of open slots, too much for every page; a clock may jump either way.
         if self._open_count is None or abs((now - self._open_count[0]).total_seconds()) > _COUNT_FOR_S:
             count = connection.execute(sa.select(sa.func.count()).select_from(slots).where(state_is(OPEN))).scalar_one()
             self._open_count = (now, count)
         return self._open_count[1]
-
-
-def _reached(batch: BatchProgress) -> bool:
-    done, of = (batch.pairs_complete, batch.pairs) if batch.pairs else (batch.complete, batch.items)
-    return done >= batch.quota * of

@@ -5,14 +5,16 @@ Each function takes an open connection; transactions and rules are `audit.queue.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from audit.queue import record
-from audit.queue.errors import KeyReused, LeaseExpired, NothingToUndo
-from audit.queue.model import Opinion, VerdictKind
-from audit.queue.tables import HELD, batches, events, items, skips, slots, verdicts
+from audit.queue import places, record
+from audit.queue.errors import AlreadyDecided, KeyReused, LeaseExpired, NothingToUndo
+from audit.queue.model import VerdictKind
+from audit.queue.places import Lease
+from audit.queue.tables import DONE, HELD, batches, events, items, skips, slots, verdicts
 
 EXPIRED = (
     "Your time on this item is over, or you opened it again elsewhere. Nothing was sent and your text is still here: "
@@ -102,25 +104,25 @@ def last(connection: sa.Connection, user: int, item_id: str | None) -> Any:
     return row
 
 
-def decision(connection: sa.Connection, item: int) -> Any:
-    found = sa.select(verdicts).where(
-        verdicts.c.item_id == item, verdicts.c.kind == VerdictKind.ADJUDICATION.value, record.in_force()
-    )
-    return connection.execute(found).first()
+def take_back(connection: sa.Connection, user: int, verdict: Any, lease: Lease) -> int:
+    """Hold the place of a verdict that is taken back again, after a skip any that is still open; gives the slot."""
+    if verdict.kind == VerdictKind.SKIP.value:
+        connection.execute(skips.delete().where(skips.c.item_id == verdict.item_id, skips.c.user_id == user))
+        slot = places.claim_item(connection, user, verdict.item_id, lease)
+        if slot is None:
+            raise AlreadyDecided("Others have the item that you skipped by now: it cannot be taken back.")
+        return slot
+    held = {"state": HELD, "token": slots.c.token + 1, "turn": lease.turn}
+    statement = slots.update().where(slots.c.item_id == verdict.item_id, slots.c.user_id == user, slots.c.state == DONE)
+    values = held | {"claimed_at": lease.now, "expires_at": lease.until}
+    taken: int = connection.execute(statement.values(**values).returning(slots.c.id)).scalar_one()
+    return taken
 
 
-def opinion(row: Any, left: str) -> Opinion:
-    answer = record.to_answer(row, left)
-    return Opinion(
-        row.public_id,
-        row.name,
-        answer.choice,
-        answer.confidence,
-        answer.flaws_left,
-        answer.flaws_right,
-        answer.comment,
-        answer.seconds,
-        row.created_at,
-        row.simulated,
-        row.quarantined is not None,
-    )
+def counts(connection: sa.Connection, user: int, midnight: datetime) -> tuple[int, int, int]:
+    """Of a person: answers in force, those of them since midnight, and items passed on to others."""
+    mine = (verdicts.c.user_id == user, verdicts.c.kind == VerdictKind.ANSWER.value, record.in_force())
+    today = sa.func.count().filter(verdicts.c.created_at >= midnight)
+    answered, answered_today = connection.execute(sa.select(sa.func.count(), today).where(*mine)).one()
+    skipped = connection.execute(sa.select(sa.func.count()).where(skips.c.user_id == user)).scalar_one()
+    return answered, answered_today, skipped
