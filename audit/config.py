@@ -17,6 +17,11 @@ Weight = Annotated[float, Field(ge=0, le=100)]
 class DoubtWeights(Config):
     """How much each reason to doubt the judges counts; 0 leaves it out. `audit.doubt` has the formula."""
 
+    labels: Weight = Field(
+        3.0,
+        description="labels fitted on pairs with known winners are near 1/2; where there are such, they stand for the "
+        "three reasons that follow, which the votes alone give",
+    )
     margin: Weight = Field(1.0, description="the panel's mean probability is near 1/2")
     disagreement: Weight = Field(1.0, description="judges are on different sides")
     order_flips: Weight = Field(1.0, description="judges change their mind with the order")
@@ -49,6 +54,11 @@ class AuditConfig(Config):
     )
     uniform_fraction: Annotated[float, Field(ge=0.3, le=1)] = Field(
         0.3, description="least share drawn uniformly; below 0.3 estimates from the audit become unstable"
+    )
+    sharpness: Annotated[float, Field(ge=0.5, le=8)] = Field(
+        2.0,
+        description="the power of the doubt that the rest is drawn in proportion to: 0.5 gives the narrowest "
+        "estimates, more finds more wrong labels",
     )
     weights: DoubtWeights = DoubtWeights()
     group_caps: dict[str, Annotated[int, Field(ge=1)]] = Field(

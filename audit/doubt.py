@@ -1,6 +1,10 @@
-"""How likely the judges are wrong on a pair, estimated without people; it steers targeted audits.
+"""How likely the labels are wrong on a pair; it steers targeted audits.
 
-Three views of the error rate on a pair, each in 0..1/2:
+Where labels were fitted on pairs with known winners, the best view of the error rate is what they admit themselves:
+
+    labels        l = min(p, 1 - p), p the fitted label: it knows which judges to believe
+
+Without, there are three views of the votes alone, each in 0..1/2:
 
     margin        e = min(P, 1 - P), P the panel's mean probability: the error that the judges admit themselves;
     disagreement  d = share of judges in the minority (undecided ones count half on each side): who must be wrong;
@@ -17,7 +21,10 @@ The doubt is their weighted mean; a view that nothing is known of, and a flag th
 
     u = (sum_views w_k v_k + sum_flags w_k s_k / 2) / (sum_views w_k + sum_flags w_k s_k)
 
-It needs no calibration: inclusion probabilities correct for however wrong it is, so a poor estimate costs precision and
+where the labels' view, if there is one and it has a weight, stands for the three others. On simulated panels it found
+more wrong labels than these from ten known winners on, and gave narrower estimates from none on.
+
+It need not be right: inclusion probabilities correct for however wrong it is, so a poor estimate costs precision and
 never bias. Judges share their errors (law 7), so a low value means "no doubt visible", not "right".
 """
 
@@ -68,8 +75,12 @@ def raise_flags(pairs: pa.Table, votes: pa.Table, audited_groups: Collection[str
     return Flags(np.array(new, dtype=np.float64), canary, np.nan_to_num(_share(failed, cast)))
 
 
-def views(opinions: Opinions) -> dict[str, Floats]:
-    """[N] values each in 0..1/2, NaN where nothing is known: no answer, or for flips no judge asked in both orders."""
+def views(opinions: Opinions, labels: Floats | None = None) -> dict[str, Floats]:
+    """[N] values each in 0..1/2, NaN where nothing is known: no answer, or for flips no judge asked in both orders.
+
+    labels: [N] fitted probabilities that a is better, NaN for none."""
+    if labels is not None:
+        return {"labels": np.minimum(labels, 1 - labels)}
     panel = opinions.panel
     return {
         "margin": np.minimum(panel, 1 - panel),
@@ -78,11 +89,13 @@ def views(opinions: Opinions) -> dict[str, Floats]:
     }
 
 
-def estimated_error(opinions: Opinions, flags: Flags | None = None, weights: DoubtWeights = EQUAL) -> Floats:
-    """[N] the doubt u in 0..1/2."""
+def estimated_error(
+    opinions: Opinions, flags: Flags | None = None, weights: DoubtWeights = EQUAL, labels: Floats | None = None
+) -> Floats:
+    """[N] the doubt u in 0..1/2. labels: as in `views`."""
     total = np.zeros(len(opinions.pair_ids))
     weight = np.zeros_like(total)
-    for name, value in views(opinions).items():
+    for name, value in views(opinions, labels if weights.labels else None).items():
         known = ~np.isnan(value)
         w = getattr(weights, name) * known
         total, weight = total + w * np.where(known, value, 0), weight + w
@@ -119,10 +132,12 @@ def describe(opinions: Opinions, flags: Flags | None = None) -> list[str]:
     ]
 
 
-def explain(opinions: Opinions, flags: Flags | None = None, weights: DoubtWeights = EQUAL) -> list[str]:
+def explain(
+    opinions: Opinions, flags: Flags | None = None, weights: DoubtWeights = EQUAL, labels: Floats | None = None
+) -> list[str]:
     """The parts of each pair's u with their weights, such as `margin 0.45 x 1, order flips 0.25 x 1, new group x 1`."""
     parts: list[list[str]] = [[] for _ in opinions.pair_ids]
-    for name, value in views(opinions).items():
+    for name, value in views(opinions, labels if weights.labels else None).items():
         if (w := getattr(weights, name)) > 0:
             for i in np.flatnonzero(~np.isnan(value)):
                 parts[i].append(f"{_words(name)} {value[i]:.2f} x {w:g}")

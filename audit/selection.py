@@ -19,7 +19,7 @@ from audit.config import DoubtWeights
 from audit.doubt import EQUAL, Flags, describe, estimated_error, explain
 from audit.draws import unit
 from audit.inclusion import Inclusion, inclusion
-from audit.opinions import Opinions
+from audit.opinions import Floats, Opinions
 from store.tables import SELECTION
 
 UNIFORM, TARGETED, NONE = "uniform", "targeted", "none"
@@ -35,10 +35,13 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Reasons:
-    """Reasons beyond the votes, and bounds. `flags`, `groups`: in the row order of the pairs; `caps`: see inclusion."""
+    """Reasons beyond the votes, and bounds. `flags`, `labels`, `groups`: in the row order of the pairs; `labels`: see
+    doubt, `caps` and `sharpness`: see inclusion."""
 
     flags: Flags | None = None
     weights: DoubtWeights = EQUAL
+    labels: Floats | None = None
+    sharpness: float = 0.5
     groups: Sequence[str] = ()
     caps: Mapping[str, float] = field(default_factory=dict)
 
@@ -52,10 +55,10 @@ def select(
     for one that only the targeted draw took; `none` for the rest. Only `uniform` pairs enter a plain proportion.
     """
     why = reasons or Reasons()
-    error = estimated_error(opinions, why.flags, why.weights)
-    chance = inclusion(error, budget, uniform_fraction, why.groups, why.caps)
+    error = estimated_error(opinions, why.flags, why.weights, why.labels)
+    chance = inclusion(error, budget, uniform_fraction, why.groups, why.caps, why.sharpness)
     strata = draw(opinions.pair_ids, chance, seed)
-    parts = explain(opinions, why.flags, why.weights)
+    parts = explain(opinions, why.flags, why.weights, why.labels)
     doubts = [f"{u:.2f} ({part})" for u, part in zip(error, parts, strict=True)]
     words = describe(opinions, why.flags)
     return pa.table(

@@ -3,8 +3,9 @@
 1.  LLMBar: every method with 0, 5, 20, 50 and 100 gold pairs (labels_llmbar.py).
 2.  LLMBar: twenty gold pairs and eighty-four verdicts placed by the audit's selection (labels_selection.py).
 3.  A million votes on a hundred thousand pairs: seconds, memory, and files against pyarrow's own (labels_speed.py).
-4.  Simulated panels (labels_simulated.py): `--part methods` compares the methods, `--part forms` is how the form and
-    the constants of the stack were chosen; both are left out unless asked for.
+4.  Simulated panels: `--part methods` compares the methods, `--part forms` is how the form and the constants of the
+    stack were chosen (labels_simulated.py), `--part placing` how the sharpness of the audit was (labels_selection.py).
+    All three are left out unless asked for.
 
 The data lies in ../shared/data; a part whose data is absent says so. Nothing is tuned on it.
 """
@@ -51,11 +52,9 @@ def audited(draws: int, show_all: bool) -> None:
         print(f"LLMBar: left out, its votes are not at {LLMBAR}")
         return
     figures = labels_selection.table(labels_llmbar.read(LLMBAR), draws, show_all)
-    for doubt in labels_selection.DOUBTS[:2]:
-        found = figures[doubt]
-        verdict(
-            f"final labels, doubt from {doubt}", f"{found:.2f} %", f">= {WANTED_AUDITED} %", found >= WANTED_AUDITED
-        )
+    name = labels_selection.PLACINGS[2].name
+    found = figures[name]
+    verdict(f"final labels, placed {name}", f"{found:.2f} %", f">= {WANTED_AUDITED} %", found >= WANTED_AUDITED)
 
 
 def speed() -> None:
@@ -82,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="print every draw: seed:accuracy/calibration error")
     parser.add_argument("--draws", type=int, default=100, help="random draws of the gold [100]")
-    parts = ("accuracy", "audited", "speed", "methods", "forms")
+    parts = ("accuracy", "audited", "speed", "methods", "forms", "placing")
     parser.add_argument("--part", choices=parts, action="append", help="one part only; may be repeated")
     parser.add_argument("--seeds", type=int, nargs=2, default=[3000, 3020], help="simulated panels, first and end")
     given = parser.parse_args()
@@ -93,6 +92,8 @@ def main() -> None:
             audited(given.draws, given.all)
         elif part == "speed":
             speed()
+        elif part == "placing":
+            labels_selection.placing(range(*given.seeds))
         elif part == "methods":
             labels_simulated.methods(range(*given.seeds))
         else:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from audit.config import DoubtWeights
-from audit.doubt import estimated_error, explain, raise_flags
+from audit.doubt import UNKNOWN, estimated_error, explain, raise_flags
 from audit.draws import side, unit
 from audit.inclusion import EVERY_OTHER, inclusion
 from audit.opinions import opinions
@@ -26,6 +26,16 @@ def test_formula_without_caps() -> None:
     expected = n * (eps / len(u) + (1 - eps) * np.sqrt(u) / np.sqrt(u).sum())
     assert expected.max() < 1
     np.testing.assert_allclose(inclusion(u, n, eps).total, expected)
+
+
+def test_sharpness_is_the_power_of_the_doubt() -> None:
+    u, n, eps = errors(1000), 50, 0.3
+    chance = inclusion(u, n, eps, sharpness=2.0)
+    expected = n * (eps / len(u) + (1 - eps) * u**2 / (u**2).sum())
+    assert expected.max() < 1
+    np.testing.assert_allclose(chance.total, expected)
+    assert chance.total @ u > inclusion(u, n, eps).total @ u, "more of the wrong labels are expected among the drawn"
+    assert chance.uniform >= eps * n / len(u) - 1e-12
 
 
 @pytest.mark.parametrize("n", [0, 1, 10, 50, 90, 99, 100])
@@ -168,6 +178,21 @@ def test_flags_are_parts_of_the_doubt(make_pairs, make_votes) -> None:
     without = estimated_error(views, flags, DoubtWeights(new_group=0, canary=0, gate_failure=0))
     np.testing.assert_allclose(without, estimated_error(views))
     assert (u >= without - 1e-12).all(), "a flag never lowers the doubt"
+
+
+def test_fitted_labels_stand_for_the_votes_own_doubts(make_pairs, make_votes) -> None:
+    pairs, votes = flagged(make_pairs, make_votes)
+    views, labels = opinions(pairs, votes), np.linspace(0.02, 0.98, 40)
+    labels[5] = np.nan
+    u = estimated_error(views, labels=labels)
+    assert u[5] == UNKNOWN, "no label is not a sure one"
+    np.testing.assert_allclose(np.delete(u, 5), np.delete(np.minimum(labels, 1 - labels), 5))
+    flags = raise_flags(pairs, votes, {"g"})
+    assert estimated_error(views, flags, labels=labels)[0] == pytest.approx((3 * 0.02 + 0.5) / (3 + 1))
+    without = DoubtWeights(labels=0)
+    np.testing.assert_array_equal(estimated_error(views, None, without, labels), estimated_error(views))
+    rows = select(views, 20, 0.3, 1, Reasons(labels=labels, sharpness=2.0)).to_pylist()
+    assert any("labels 0.4" in row["reason"] for row in rows if row["stratum"] == TARGETED)
 
 
 def test_no_group_is_new_before_the_first_audit(make_pairs, make_votes) -> None:
