@@ -13,9 +13,7 @@ with and without shared prompts.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import mean, median
@@ -25,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from benchmarks import peers, training_data  # noqa: E402
+from benchmarks import peers, training_data, training_sides  # noqa: E402
 
 SPEED, POINTS = 2.0, 1.0
 PEER = ROOT / "benchmarks" / "training_reward_trl.py"
@@ -83,64 +81,40 @@ def order(count: int, options: dict[str, Any]) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    peers.add_option(parser)
-    parser.add_argument("--data", type=Path, default=training_data.DATA, help="folder that holds hh_rlhf")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=1)
+    parser = training_sides.parser(__doc__, rate=5e-4)
     parser.add_argument("--pairs", type=int, default=1024, help="training pairs; a multiple of the batch")
     parser.add_argument("--test", type=int, default=1000, help="held-out pairs")
     parser.add_argument("--batch", type=int, default=16, help="pairs an optimizer step")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="our tokens of one forward pass")
-    parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--longest", type=int, default=512, help="longer dialogues are left out on both sides")
     parser.add_argument("--ours", action="store_true", help="our side alone, with and without shared prompts")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--no-share", dest="share", action="store_false", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    options = {name: value for name, value in vars(given).items() if not isinstance(value, Path)}
-    if given.worker:
-        print(json.dumps(ours(given.worker, options)))
-        return
-    if not (given.data / "hh_rlhf").is_dir():
-        print(f"left out: the dialogues are not at {given.data / 'hh_rlhf'}")
-        return
-    with tempfile.TemporaryDirectory() as name:
-        compare(Path(name), given, options)
+    training_sides.main(parser, ours, compare)
 
 
 def compare(folder: Path, given: argparse.Namespace, options: dict[str, Any]) -> None:
-    sizes = {name: options[name] for name in ("vocabulary", "hidden", "layers", "longest", "test")}
-    rows = training_data.make(folder, given.data, **sizes)
+    rows = training_sides.make(folder, given.data, options)
     if rows < given.pairs or given.pairs % given.batch:
         raise SystemExit(f"There are {rows} training pairs: give --pairs a multiple of --batch up to that.")
     print(f"{given.pairs} pairs, {given.epochs} epochs, batch {given.batch}, {given.threads} threads", flush=True)
-    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "without sharing": []} if given.ours else {}
-    if not given.ours:
-        python = peers.python(given.environments, "trl-1.16.0", ROOT / "constraints-trl.txt", resolve=False)
-        sides = {"ours": [], "TRL 1.16.0": []}
-    for seed in given.seeds:
-        options["seed"] = seed
-        for side, found in sides.items():
-            common = [f"--{name.replace('_', '-')}={options[name]}" for name in
-                      ("epochs", "pairs", "batch", "batch_tokens", "rate", "threads", "seed")]  # fmt: skip
-            if side == "TRL 1.16.0":
-                plan = {**options, "order": order(given.pairs, options), "folder": str(folder)}
-                (folder / "plan.json").write_text(json.dumps(plan))
-                found.append(peers.run(python, PEER, [str(folder / "plan.json")], given.threads))
-            else:
-                more = ["--no-share"] if side != "ours" else []
-                script = Path(__file__).resolve()
-                arguments = ["--worker", str(folder), *common, *more]
-                found.append(peers.run(Path(sys.executable), script, arguments, given.threads))
-            line = ", ".join(f"{name} {value:.4g}" for name, value in found[-1].items())
-            print(f"  seed {seed} {side:<16} {line}", flush=True)
-    (_, ours_), (other, theirs) = sides.items()
+    names = ("epochs", "pairs", "batch", "batch_tokens", "rate", "threads", "seed")
+
+    def run(seed: int, *more: str) -> dict[str, Any]:
+        return training_sides.ours(Path(__file__).resolve(), folder, {**options, "seed": seed}, names, *more)
+
+    if given.ours:
+        other = "without sharing"
+        found = training_sides.alternate(given.seeds, {"ours": run, other: lambda seed: run(seed, "--no-share")})
+    else:
+        other, python = training_sides.TRL, training_sides.trl(given.environments)
+
+        def theirs(seed: int) -> dict[str, Any]:
+            plan = {**options, "seed": seed}
+            return training_sides.theirs(python, PEER, folder, plan | {"order": order(given.pairs, plan)})
+
+        found = training_sides.alternate(given.seeds, {"ours": run, other: theirs})
+    report(other, *found)
+
+
+def report(other: str, ours_: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
     speeds = [median(run["pairs_per_s"] for run in runs) for runs in (ours_, theirs)]
     accuracies = [100 * mean(run["accuracy"] for run in runs) for runs in (ours_, theirs)]
     memory = [median(run["peak_mb"] for run in runs) for runs in (ours_, theirs)]

@@ -13,9 +13,7 @@ both (wanted: no more than 1 % above TRL's); peak memory.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import mean, median
@@ -25,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from benchmarks import peers, training_data  # noqa: E402
+from benchmarks import peers, training_data, training_sides  # noqa: E402
 
 SPEED, EXCESS = 1.2, 1.01
 PEER = ROOT / "benchmarks" / "training_sft_trl.py"
@@ -97,60 +95,30 @@ def measure(folder: Path, trained: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    peers.add_option(parser)
-    parser.add_argument("--data", type=Path, default=training_data.DATA, help="folder that holds hh_rlhf")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=1)
+    parser = training_sides.parser(__doc__, rate=1e-3)
     parser.add_argument("--dialogues", type=int, default=1024, help="training dialogues")
     parser.add_argument("--test", type=int, default=500, help="held-out dialogues")
     parser.add_argument("--rows", type=int, default=4, help="TRL's packed rows an optimizer step")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="our tokens of one forward pass")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--longest", type=int, default=512, help="longer dialogues are left out on both sides")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    options = {name: value for name, value in vars(given).items() if not isinstance(value, Path)}
-    if given.worker:
-        print(json.dumps(ours(given.worker, options)))
-        return
-    if not (given.data / "hh_rlhf").is_dir():
-        print(f"left out: the dialogues are not at {given.data / 'hh_rlhf'}")
-        return
-    with tempfile.TemporaryDirectory() as name:
-        compare(Path(name), given, options)
+    training_sides.main(parser, ours, compare)
 
 
 def compare(folder: Path, given: argparse.Namespace, options: dict[str, Any]) -> None:
-    sizes = {name: options[name] for name in ("vocabulary", "hidden", "layers", "longest", "test")}
-    rows = training_data.make(folder, given.data, **sizes)
+    rows = training_sides.make(folder, given.data, options)
     if rows < given.dialogues:
         raise SystemExit(f"There are {rows} training dialogues: give --dialogues up to that.")
-    python = peers.python(given.environments, "trl-1.16.0", ROOT / "constraints-trl.txt", resolve=False)
+    python = training_sides.trl(given.environments)
     names = ("epochs", "dialogues", "rows", "batch_tokens", "rate", "threads", "longest", "seed")
-    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "TRL 1.16.0": []}
     print(f"{given.dialogues} dialogues, {given.epochs} epochs, {given.threads} threads", flush=True)
-    for seed in given.seeds:
-        options["seed"] = seed
-        for side, found in sides.items():
-            if side == "ours":
-                common = [f"--{name.replace('_', '-')}={options[name]}" for name in names]
-                script = Path(__file__).resolve()
-                found.append(peers.run(Path(sys.executable), script, ["--worker", str(folder), *common], given.threads))
-            else:
-                trained = folder / f"trl-{seed}"
-                plan = {**options, "folder": str(folder), "out": str(trained)}
-                (folder / "plan.json").write_text(json.dumps(plan))
-                run = peers.run(python, PEER, [str(folder / "plan.json")], given.threads)
-                found.append(run | {"loss": measure(folder, trained)})
-            line = ", ".join(f"{name} {value:.5g}" for name, value in found[-1].items())
-            print(f"  seed {seed} {side:<12} {line}", flush=True)
-    report(*sides.values())
+
+    def run(seed: int) -> dict[str, Any]:
+        return training_sides.ours(Path(__file__).resolve(), folder, {**options, "seed": seed}, names)
+
+    def theirs(seed: int) -> dict[str, Any]:
+        trained = folder / f"trl-{seed}"
+        plan = {**options, "seed": seed, "out": str(trained)}
+        return training_sides.theirs(python, PEER, folder, plan) | {"loss": measure(folder, trained)}
+
+    report(*training_sides.alternate(given.seeds, {"ours": run, training_sides.TRL: theirs}))
 
 
 def report(ours_: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:

@@ -1,9 +1,9 @@
-"""A tiny random language model with its tokenizer, judge folders around it, and pairs to judge."""
+"""A tiny random language model with its tokenizer, judge folders around it, pairs to judge, and servers of judges."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from judges.judge import Judge, load_judge
 from judges.pairs import Pair, pair_id
+
+from .fault_server import FaultServer, Script
 
 PROMPT = """Which answer is better? Say 1 or 2.
 <question>{{ prompt }}</question>
@@ -138,3 +140,26 @@ def rubric_judge(judge_folder: Folder) -> Judge:
         scale=0.1,
     )
     return load_judge(folder)
+
+
+KEY = "sk-very/secret+0123456789"
+Serve = Callable[[Script], FaultServer]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Starts servers that answer by a script; the key that their judges send is in TEST_JUDGE_KEY."""
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+    # Pauses are tested in virtual time; here they only cost time.
+    monkeypatch.setattr("judges.backends.limits.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("judges.backends.limits.MAX_DELAY_S", 0.05)
+    monkeypatch.setattr("judges.backends.breaker.RETURN_S", 0.01)
+    servers: list[FaultServer] = []
+
+    def start(script: Script) -> FaultServer:
+        servers.append(FaultServer(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from rlhf.config import PPOConfig
 from rlhf.devices import Compute
+from rlhf.ppo.actors import Actors, load_actors
 from rlhf.tokens import Codec, make_codec
 
 WORDS = ["the", "a", "cat", "dog", "bird", "fish", "sees", "likes", "eats", "sky", "sea", "tree", "red", "blue"]
@@ -130,3 +133,17 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path)
     reward_model = load_reward_model(str(start), Compute(torch.device("cpu"), torch.float32), trained=True)
     reward_model.shift = 0.25
     return save_model(start.with_name("reward"), reward_model.model, reward_model.codec)
+
+
+@pytest.fixture
+def make_actors(policy_folder: Path, reward_folder: Path, compute: Compute) -> Callable[..., Actors]:
+    """Actors for a config, always of the same weights; `score` takes the place of the reward model."""
+
+    def make(config: PPOConfig, score: Callable[[Sequence[tuple[str, str]]], Tensor] | None = None) -> Actors:
+        torch.manual_seed(0)
+        actors = load_actors(str(policy_folder), str(reward_folder), config, compute)
+        if score is not None:
+            actors.score = score
+        return actors
+
+    return make

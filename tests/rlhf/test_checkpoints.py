@@ -1,4 +1,4 @@
-"""Checkpoints of SFT and of the reward model: exact, whole, few and safe. CHECKS: 28 (that of PPO is in test_ppo.py).
+"""Checkpoints of SFT and of the reward model: exact, whole, few and safe. CHECKS: 28 (PPO's are in test_ppo_faults.py).
 
 Runs of two processes are resumed in test_two_processes.py.
 """

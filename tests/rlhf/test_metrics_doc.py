@@ -21,8 +21,8 @@ from rlhf.ppo.trainer import train
 from rlhf.reward_model import load_reward_model
 from rlhf.reward_training import train_reward_model
 from rlhf.sft import encode_demonstrations, train_sft
+from tests.rlhf.ppo_world import PROMPTS, config_of
 from tests.rlhf.test_dpo import PAIRS
-from tests.rlhf.test_ppo import PROMPTS, config_of
 from tests.rlhf.test_reward_model import pairs_of
 
 DOC = Path(__file__).parents[2] / "docs" / "metrics.md"

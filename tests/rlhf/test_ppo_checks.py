@@ -21,20 +21,13 @@ from rlhf.ppo.rollout import Targets, collect, targets
 from rlhf.ppo.trainer import _optimizers, train
 from rlhf.ppo.update import optimise
 from tests.rlhf.conftest import make_gpt2, make_llama, make_tokenizer
+from tests.rlhf.ppo_world import PROMPTS, budgets, config_of, count_dogs, one_batch
 from tests.rlhf.test_logprobs import single
-from tests.rlhf.test_ppo import (  # noqa: F401
-    PROMPTS,
-    budgets,
-    config_of,
-    count_dogs,
-    make_actors,
-    one_batch,
-)
 
 
 @pytest.mark.parametrize("options", [{}, {"critic": "shared"}, {"lora": {"rank": 2}}], ids=["plain", "shared", "lora"])
 def test_all_logprobs_are_at_the_sampling_temperature(
-    make_actors: Callable[..., Actors],  # noqa: F811
+    make_actors: Callable[..., Actors],
     options: dict[str, Any],
 ) -> None:
     config = config_of(decoding={"max_new_tokens": 6, "temperature": 0.7}, **options)
@@ -52,7 +45,7 @@ def test_all_logprobs_are_at_the_sampling_temperature(
         assert not torch.allclose(ours, single(make_llama(), sample), atol=1e-3)
 
 
-def test_returns_are_computed_before_advantages_are_whitened(make_actors: Callable[..., Actors]) -> None:  # noqa: F811
+def test_returns_are_computed_before_advantages_are_whitened(make_actors: Callable[..., Actors]) -> None:
     config = config_of(whiten_advantages=False)
     actors = make_actors(config)
     rollouts, plain = one_batch(actors, config)
@@ -65,7 +58,7 @@ def test_returns_are_computed_before_advantages_are_whitened(make_actors: Callab
     assert float(real.std(unbiased=False)) == pytest.approx(1, abs=1e-3)
 
 
-def test_every_step_of_an_update_is_clipped(make_actors: Callable[..., Actors]) -> None:  # noqa: F811
+def test_every_step_of_an_update_is_clipped(make_actors: Callable[..., Actors]) -> None:
     config = config_of(optimisation={"learning_rate": 1e-3, "max_grad_norm": 0.05, "warmup_fraction": 0})
     actors = make_actors(config, count_dogs)
     policy, critic = _optimizers(actors, config)
@@ -111,7 +104,7 @@ def test_dropout_is_off_in_rollouts_and_updates(reward_folder: Path, tmp_path: P
     assert all(m.p == 0 for m in noisy.modules() if isinstance(m, torch.nn.Dropout))
 
 
-def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy(make_actors: Callable[..., Actors]) -> None:  # noqa: F811
+def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy(make_actors: Callable[..., Actors]) -> None:
     """Without advantages the bonus alone is left: one step of gradient descent against a slow loop over tokens."""
     config = config_of(
         minibatches=1, epochs=1, entropy_coefficient=0.3, critic="separate", optimisation={"learning_rate": 1e-3}
@@ -142,7 +135,7 @@ def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy(make_actors: Call
         torch.testing.assert_close(seen[name], value.grad * scale, atol=2e-5, rtol=1e-3)
 
 
-def test_adaptive_control_follows_the_rows(make_actors: Callable[..., Actors], tmp_path: Path) -> None:  # noqa: F811
+def test_adaptive_control_follows_the_rows(make_actors: Callable[..., Actors], tmp_path: Path) -> None:
     kl = {"coefficient": 0.2, "target": 0.5, "horizon": 40, "budget": 1000}
     config = config_of(updates=3, kl=kl)
     result = train(make_actors(config, count_dogs), PROMPTS, config, 0, tmp_path / "c")
@@ -168,7 +161,7 @@ def test_which_estimator_in_the_reward_descends_the_kl(estimator: Any) -> None:
 
 
 def test_the_policy_of_the_optimiser_is_the_policy_of_the_rollouts(
-    make_actors: Callable[..., Actors],  # noqa: F811
+    make_actors: Callable[..., Actors],
 ) -> None:
     """Ratios of a second pass over the same batch describe the step taken, and are not one any more."""
     config = config_of(minibatches=1, epochs=2)

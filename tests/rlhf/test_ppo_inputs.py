@@ -17,7 +17,7 @@ from rlhf.ppo.trainer import train
 from rlhf.sampling import Prompt
 from store.errors import UsageError
 from tests.rlhf.conftest import WORDS, make_gpt2, make_llama, make_tokenizer
-from tests.rlhf.test_ppo import PROMPTS, config_of, count_dogs
+from tests.rlhf.ppo_world import PROMPTS, config_of, count_dogs
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> str:

@@ -181,6 +181,17 @@ def test_stage_sample(folder: Path, tmp_path: Path) -> None:
         assert row["logprob"] == pytest.approx(expected, abs=10 * CLOSE)
 
 
+def test_stage_sample_in_shards(folder: Path, tmp_path: Path) -> None:
+    """By one engine, at which shards take turns; a response has a stream of its own, whatever else is in its shard."""
+    inputs = {"policy": folder, "prompts": write_prompts(tmp_path)}
+    values = {"responses": 3, "decoding": {"max_new_tokens": 6}, "engine": "vllm", "vllm": ON_A_CPU}
+    run("sample", tmp_path / "whole", values, inputs)
+    run("sample", tmp_path / "parts", {**values, "shards": {"size": 3, "workers": 2}}, inputs)
+    whole, parts = (read_table(tmp_path / name / "rollouts.parquet", ROLLOUTS) for name in ("whole", "parts"))
+    assert parts.drop_columns(["logprob"]).equals(whole.drop_columns(["logprob"]))
+    assert parts["logprob"].to_pylist() == pytest.approx(whole["logprob"].to_pylist(), abs=CLOSE)
+
+
 def test_a_killed_engine_is_one_sentence(engine: VLLMEngine) -> None:
     """Last: the engine is gone afterwards."""
     assert engine.pid is not None
