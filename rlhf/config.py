@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from store.config import OPERATIONAL, Config
+from store.sharding import ShardsConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -136,6 +137,13 @@ class Generating(Config):
     vllm: VLLM = Field(VLLM(), description="how the engine vllm runs", json_schema_extra=OPERATIONAL)
 
 
+class SampleShards(ShardsConfig):
+    """Where slices of the prompts are sampled. Each is sampled by itself, so that rounding depends on their size: it
+    alone of these keys is in the stage's."""
+
+    size: Count = Field(512, description="prompts a shard; best so many that a shard takes minutes")
+
+
 class SampleConfig(Generating):
     """Sampling of rollouts."""
 
@@ -145,6 +153,26 @@ class SampleConfig(Generating):
     batch_size: Count = Field(256, description="responses generated side by side")
     decoding: Decoding = Decoding()
     device: Device = Device()
+    shards: SampleShards | None = Field(
+        None, description="sample many prompts in parts, on threads or a cluster; null: in one"
+    )
+
+    @field_validator("shards")
+    @classmethod
+    def _one_process_a_shard(cls, value: SampleShards | None, info: ValidationInfo) -> SampleShards | None:
+        device, vllm = info.data.get("device"), info.data.get("vllm")
+        if value is None or device is None or vllm is None:
+            return value
+        if device.processes != 1 or device.nodes > 1:
+            raise ValueError(
+                "a shard is sampled by one process: set device.processes and device.nodes to 1, or remove shards"
+            )
+        if value.runner != "local" and (vllm.devices is not None or ":" in device.device):
+            raise ValueError(
+                f"every {value.runner} worker would take the same GPU: remove vllm.devices, and set device.device to "
+                "cuda without a number, since a worker sees its own alone"
+            )
+        return value
 
 
 class Ensemble(Config):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from rlhf.config import Decoding
+from rlhf.config import Decoding, SampleConfig
 from rlhf.devices import Compute
+from rlhf.engines import open_engine
 from rlhf.engines.base import RolloutEngine
 from rlhf.engines.transformers import TransformersEngine
 from rlhf.generation import Generated, row_seed
 from rlhf.memory import Budget
-from rlhf.models import Model
-from rlhf.tokens import Codec
+from rlhf.models import Model, load_policy
+from rlhf.tokens import Codec, codec_of
 from store.hashing import short_id
 from store.stage import Progress, silent
 from store.tables import ROLLOUTS
@@ -25,6 +27,20 @@ class Prompt(NamedTuple):
 
     prompt_id: str
     prompt: str
+
+
+@contextmanager
+def open_policy(name: str, config: SampleConfig, compute: Compute) -> Iterator[tuple[RolloutEngine, Codec]]:
+    """The policy of a folder or hub name as an engine, with its codec. vLLM loads it by itself: not twice."""
+    if config.engine == "transformers":
+        model, codec = load_policy(name, compute)
+        yield TransformersEngine(model, compute, Budget(config.batch_size, "responses")), codec
+        return
+    codec = codec_of(name)
+    with open_engine(name, config, compute, logprobs="plain") as engine:
+        if engine is None:
+            raise ValueError(f"{config.engine} is an engine of its own")
+        yield engine, codec
 
 
 def respond_by(

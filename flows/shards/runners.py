@@ -9,45 +9,50 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from flows.shards.work import Answer, Shard, close_backends, judge_shard
+from flows.shards.exchange import Answer
 from store.errors import TransientError, UsageError
 from store.sharding import ShardsConfig
 
-Run = Callable[[Shard], Answer]
+S = TypeVar("S")
+Run = Callable[[S], Answer]
+"""Does a shard, which is some data, and gives what came of it."""
 
 
 def workers_of(config: ShardsConfig, loads_models: bool) -> int:
-    """Shards at a time. `loads_models`: a judge's model would be loaded in the worker's process."""
+    """Shards at a time. `loads_models`: a model would be loaded in the worker's process."""
     if config.workers is not None:
         return config.workers
     return 1 if loads_models and config.runner == "local" else os.cpu_count() or 1
 
 
 @contextmanager
-def open_runner(config: ShardsConfig, workers: int) -> Iterator[Run]:
-    """Yield what does one shard. Raises UsageError where a package is missing, TransientError where a cluster is."""
-    runners = {"local": _local, "ray": _ray, "dask": _dask}
-    with runners[config.runner](config, workers) as run:
+def open_runner(config: ShardsConfig, workers: int, work: Run[S], close: Callable[[], None]) -> Iterator[Run[S]]:
+    """Yield what has `work` done on a shard, wherever that is.
+
+    `work`: a function at the top of a module, by whose name other machines find it. What it keeps from shard to shard,
+    `close` closes in this process; workers of a cluster keep it until they end. Raises UsageError where a package is
+    missing, TransientError where a cluster is.
+    """
+    if config.runner == "local":
+        try:
+            yield work
+        finally:
+            close()
+        return
+    runner = {"ray": _ray, "dask": _dask}[config.runner]
+    with runner(config, workers, work) as run:
         yield run
 
 
 @contextmanager
-def _local(config: ShardsConfig, workers: int) -> Iterator[Run]:
-    try:
-        yield judge_shard
-    finally:
-        close_backends()
-
-
-@contextmanager
-def _ray(config: ShardsConfig, workers: int) -> Iterator[Run]:
+def _ray(config: ShardsConfig, workers: int, work: Run[S]) -> Iterator[Run[S]]:
     try:
         import ray
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
-        raise UsageError("judge.shards.runner is ray, which is not installed: pip install 'rlaif[ray]'.") from error
+        raise UsageError("shards.runner is ray, which is not installed: pip install 'rlaif[ray]'.") from error
     # A cluster may be ours from before, as in a notebook: then it stays.
     ours = not ray.is_initialized()
     if ours:
@@ -59,9 +64,9 @@ def _ray(config: ShardsConfig, workers: int) -> Iterator[Run]:
                 f"The Ray cluster {config.address} does not answer: start it, or correct the address."
             ) from error
     # Ray itself gives a task whose worker or machine died to another one.
-    task = ray.remote(num_cpus=1, num_gpus=config.gpus, max_retries=config.attempts - 1)(judge_shard)
+    task = ray.remote(num_cpus=1, num_gpus=config.gpus, max_retries=config.attempts - 1)(work)
 
-    def run(shard: Shard) -> Answer:
+    def run(shard: S) -> Answer:
         try:
             answer: Answer = ray.get(task.remote(shard))
         except RayTaskError:
@@ -78,11 +83,11 @@ def _ray(config: ShardsConfig, workers: int) -> Iterator[Run]:
 
 
 @contextmanager
-def _dask(config: ShardsConfig, workers: int) -> Iterator[Run]:
+def _dask(config: ShardsConfig, workers: int, work: Run[S]) -> Iterator[Run[S]]:
     try:
         import distributed
     except ImportError as error:
-        raise UsageError("judge.shards.runner is dask, which is not installed: pip install 'rlaif[dask]'.") from error
+        raise UsageError("shards.runner is dask, which is not installed: pip install 'rlaif[dask]'.") from error
     try:
         if config.address is None:
             cluster: Any = distributed.LocalCluster(
@@ -96,9 +101,9 @@ def _dask(config: ShardsConfig, workers: int) -> Iterator[Run]:
             f"The Dask cluster {config.address} does not answer: start it, or correct the address."
         ) from error
 
-    def run(shard: Shard) -> Answer:
+    def run(shard: S) -> Answer:
         for attempt in range(config.attempts):
-            future = client.submit(judge_shard, shard, pure=False)
+            future = client.submit(work, shard, pure=False)
             try:
                 answer: Answer = future.result()
             except (distributed.KilledWorker, distributed.CancelledError) as error:
@@ -119,5 +124,5 @@ def _dask(config: ShardsConfig, workers: int) -> Iterator[Run]:
 def _lost(config: ShardsConfig, error: BaseException) -> TransientError:
     return TransientError(
         f"A shard lost its {config.runner} worker {config.attempts} times ({type(error).__name__}), often for want of "
-        f"memory: finished shards are kept; give workers more, or lower judge.shards.size, and run again."
+        f"memory: finished shards are kept; give workers more, or lower shards.size, and run again."
     )

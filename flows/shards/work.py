@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from flows.shards.exchange import Answer, answered, from_stream, to_parquet
 from judges.backends.base import Backend
 from judges.config import Judge, load_judge
 from judges.pairs import pairs_from_table
 from judges.panel import Limits, Panel
 from judges.settings import OpenAISettings
-from store.errors import RlaifError, TransientError, UsageError
+from store.errors import UsageError
 from store.files import remove
 from store.hashing import hash_json
 
 SORTED_ROWS = 1024
 """Rows of a part's row groups: small, so that a merge reads only what it needs of each part."""
+
+VOTES_PART, MEMBERS_PART = "votes.parquet", "member_votes.parquet"
+"""Files of a part, sorted by pair_id, judge and order."""
 
 _HERE = ".token"
 
@@ -47,34 +48,14 @@ class Shard:
     token: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """`votes`, `member_votes`: parquet, sorted by pair_id, judge and order. Or why there are none: `error`, a sentence,
-    and the `kind` of it: usage, transient or other."""
-
-    votes: bytes = b""
-    member_votes: bytes = b""
-    worker: str = ""
-    error: str = ""
-    kind: str = ""
-
-    def raise_error(self) -> None:
-        if self.error:
-            raise {"usage": UsageError, "transient": TransientError}.get(self.kind, RlaifError)(self.error)
-
-
 def judge_shard(shard: Shard) -> Answer:
     """Every judge on every pair in both orders; see `judges.panel.judge_pairs`. Errors come back as a sentence."""
-    try:
-        return _judge(shard)
-    except RlaifError as error:
-        kind = "usage" if isinstance(error, UsageError) else "transient" if isinstance(error, TransientError) else ""
-        return Answer(error=str(error), kind=kind or "other", worker=socket.gethostname())
+    return answered(lambda: _judge(shard))
 
 
-def _judge(shard: Shard) -> Answer:
+def _judge(shard: Shard) -> dict[str, bytes]:
     judges = [_share(_load(name, digest), shard.share) for name, digest in shard.judges]
-    pairs = pairs_from_table(pa.ipc.open_stream(shard.pairs).read_all())
+    pairs = pairs_from_table(from_stream(shard.pairs))
     own = Path(shard.folder)
     seen = (own / _HERE).is_file() and (own / _HERE).read_text(encoding="utf-8") == shard.token
     folder = own if seen else Path(tempfile.gettempdir()) / "rlaif-shards" / shard.key
@@ -87,18 +68,10 @@ def _judge(shard: Shard) -> Answer:
         keep_loaded=True,
     )
     judged = panel.ask(pairs)
-    votes, members = encode(judged.votes), encode(judged.member_votes)
+    files = {VOTES_PART: judged.votes, MEMBERS_PART: judged.member_votes}
     if not seen and folder.exists():
         remove(folder)
-    return Answer(votes, members, worker=f"{socket.gethostname()}:{threading.get_native_id()}")
-
-
-def encode(votes: pa.Table) -> bytes:
-    """A part: parquet in memory, in small row groups."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(votes, sink, compression="zstd", row_group_size=SORTED_ROWS)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return {name: to_parquet(votes, SORTED_ROWS) for name, votes in files.items()}
 
 
 def mark(folder: Path, token: str) -> None:

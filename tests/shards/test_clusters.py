@@ -1,4 +1,4 @@
-"""Judging in shards on a real Ray cluster of two nodes and on Dask workers, with workers and nodes that are killed."""
+"""Judging and sampling in shards on a Ray cluster of two nodes and on Dask workers, with some that are killed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from flows.shards.sampling import sample_in_shards
 from judges.judge import Judge, load_judge
 from judges.panel import judge_pairs
-from store.errors import TransientError
+from rlhf.config import SampleConfig
+from rlhf.sampling import Prompt
+from store.errors import TransientError, UsageError
 from store.manifest import need_manifest
+from store.stage import Source
 
 from ..judges.answering import Answering
 from ..judges.conftest import PROMPT, Folder, judge_folder, make_pair, rubric_judge, tiny_model
+from ..rlhf.conftest import policy_folder
+from .sampling_world import CONFIG, prompts_file, sampled
 from .world import PAIRS, content, in_shards
 
-__all__ = ["judge_folder", "rubric_judge", "tiny_model"]
+__all__ = ["judge_folder", "policy_folder", "rubric_judge", "tiny_model"]
 
 pytestmark = pytest.mark.ray
 
@@ -43,11 +50,13 @@ class RayNodes:
         self.address = self.cluster.address
 
     def kill_worker(self) -> None:
-        """The process that works on a shard right now."""
-        for process in psutil.process_iter(["cmdline"]):
-            if any("ray::judge_shard" in part for part in process.info["cmdline"] or []):
-                process.kill()
-                return
+        """A process that works on a shard right now, or in a moment."""
+        for _ in range(1000):
+            for process in psutil.process_iter(["cmdline"]):
+                line = " ".join(process.info["cmdline"] or [])
+                if "ray::judge_shard" in line or "ray::sample_shard" in line:
+                    process.kill()
+                    return
         raise AssertionError("no worker is at it")
 
     def close(self) -> None:
@@ -96,6 +105,42 @@ def test_both_nodes_work(nodes: Nodes, judge_folder: Folder, tmp_path: Path) -> 
         in_shards([judge], tmp_path, MANY, runner=nodes.runner, address=nodes.address, workers=2, size=256)
     workers = {need_manifest(path.parent).metrics["worker"] for path in tmp_path.glob("*/manifest.json")}
     assert len(workers) == 2
+
+
+def test_the_same_rollouts_from_a_cluster(nodes: Nodes, policy_folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_file(tmp_path)
+    whole = sampled(policy_folder, prompts, tmp_path / "here", {"size": 7})
+    shards = {"runner": nodes.runner, "address": nodes.address, "workers": 2, "size": 7}
+    there = sampled(policy_folder, prompts, tmp_path / "there", shards)
+    assert there.manifest.outputs == whole.manifest.outputs
+    assert there.manifest.key == whole.manifest.key
+
+
+def test_a_sampling_worker_is_killed(nodes: Nodes, policy_folder: Path, tmp_path: Path) -> None:
+    """Its shard goes to another, which loads the policy and samples it again."""
+    prompts = prompts_file(tmp_path, 600)
+    whole = sampled(policy_folder, prompts, tmp_path / "here", {"size": 20})
+    shards = {"runner": nodes.runner, "address": nodes.address, "workers": 2, "size": 20}
+    with ThreadPoolExecutor() as pool:
+        there = pool.submit(sampled, policy_folder, prompts, tmp_path / "there", shards)
+        parts = tmp_path / ".there.partial" / ".parts"
+        while len(list(parts.glob("[0-9]*/manifest.json"))) < 3:
+            assert not there.done(), there.exception()
+            time.sleep(0.01)
+        nodes.kill_worker()
+        assert not there.done()
+        assert there.result(180).manifest.outputs == whole.manifest.outputs
+
+
+def test_a_worker_with_another_policy(nodes: Nodes, policy_folder: Path, tmp_path: Path) -> None:
+    shards = {"runner": nodes.runner, "address": nodes.address, "workers": 2}
+    source = Source(str(policy_folder), "0" * 64)
+    config = SampleConfig.model_validate({**CONFIG, "shards": shards})
+    assert config.shards is not None
+    with pytest.raises(UsageError, match="is another one on the worker"):
+        sample_in_shards(
+            source, [Prompt("p", "the cat")], config=config, shards=config.shards, seed=0, folder=tmp_path / "parts"
+        )
 
 
 @pytest.mark.parametrize("victim", ["worker", "node"])

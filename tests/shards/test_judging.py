@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flows.shards import work
+from flows.shards.exchange import Answer, answered
 from flows.shards.judging import slices
 from flows.shards.runners import workers_of
 from judges.judge import Judge, load_judge
@@ -154,7 +155,13 @@ def test_a_runner_that_is_not_there(rubric_judge: Judge, tmp_path: Path, monkeyp
             in_shards([rubric_judge], tmp_path, runner=runner)
 
 
-def test_what_passes_comes_back_as_such() -> None:
-    with pytest.raises(TransientError, match="away"):
-        work.Answer(error="away", kind="transient").raise_error()
-    work.Answer().raise_error()
+def test_errors_come_back_as_what_they_were() -> None:
+    for kind in (UsageError, TransientError, RlaifError):
+
+        def work(kind: type[RlaifError] = kind) -> dict[str, bytes]:
+            raise kind("away")
+
+        with pytest.raises(RlaifError, match=r"^away$") as found:
+            answered(work).raise_error()
+        assert found.type is kind
+    Answer().raise_error()
