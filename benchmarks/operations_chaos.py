@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from counting_judge import CONCURRENCY, CountingJudge  # noqa: E402
 
-from flows.lifeline import spawn, stop  # noqa: E402
+from flows.processes.lifeline import spawn, stop  # noqa: E402
 from flows.specs import STAGES  # noqa: E402
 from judges.requests import ORDERS  # noqa: E402
 from store.files import read_json, read_lines, write_json  # noqa: E402

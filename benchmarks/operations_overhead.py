@@ -36,8 +36,8 @@ MOST_S, MOST_SHARE = 15.0, 0.02
 
 def plain(root: Path, settings: list[str]) -> None:
     """The round without Prefect, in this process."""
-    from flows.execute import run_step
     from flows.plan import plan_round
+    from flows.processes.execute import run_step
     from flows.report import build_report
     from store.files import read_json
 

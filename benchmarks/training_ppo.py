@@ -33,6 +33,7 @@ sys.path[0] = str(ROOT)
 
 from benchmarks import peers, training_ppo_world  # noqa: E402
 from benchmarks.training_figures import CLOCKS, Line, show  # noqa: E402
+from flows.processes.execute import ENVIRONMENT  # noqa: E402
 
 TRL = ["trl==1.12.0", "torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0"]
 OURS = Path(__file__).with_name("training_ppo_ours.py")
@@ -49,6 +50,8 @@ class Side:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
         environment |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        if script == OURS:
+            environment |= ENVIRONMENT  # as the stage starts it
         self.script, self.rows = script, list[dict[str, Any]]()
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(

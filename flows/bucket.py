@@ -33,7 +33,7 @@ from store.remote.mirror import Mirror
 
 if TYPE_CHECKING:
     from flows.plan import Step
-    from flows.watchdog import Limits
+    from flows.processes.watchdog import Limits
     from store.stage import Outcome, Progress
 
 _MARK = ".bucket.json"

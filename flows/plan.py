@@ -112,6 +112,7 @@ def plan_round(round_: Planned, wait: bool = False) -> list[Step]:
         votes=votes,
         oracle=config.oracle,
         gold=config.calibration,
+        gold_votes=judge / "calibration_votes.parquet" if config.calibration else None,
         earlier=list(start.audits),
     )
 

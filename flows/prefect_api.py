@@ -17,7 +17,7 @@ from uuid import UUID
 
 import httpx
 
-from flows.lifeline import spawn, stop
+from flows.processes.lifeline import spawn, stop
 from store.errors import RlaifError, TransientError, UsageError
 from store.files import explain_os_errors
 

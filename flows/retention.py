@@ -16,8 +16,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.monitor import FOLDER
-from flows.registry import Registry
+from flows.inspection.monitor import FOLDER
+from flows.policies.registry import Registry
 from flows.workspace import Round, Workspace
 from store.config import Config
 from store.files import remove

@@ -21,14 +21,14 @@ from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from audit.config import AuditConfig
-from flows.artifacts import publish_audit_page, publish_details, publish_report, publish_stage
 from flows.config import RetryConfig
-from flows.execute import run_step
 from flows.plan import Step, plan_round
-from flows.progress import Recorded
+from flows.processes.execute import run_step
+from flows.processes.watchdog import Limits
 from flows.report import build_report
-from flows.watch import watching
-from flows.watchdog import Limits
+from flows.telemetry.artifacts import publish_audit_page, publish_details, publish_report, publish_stage
+from flows.telemetry.progress import Recorded
+from flows.telemetry.watch import watching
 from flows.workspace import Round, Workspace
 from store.errors import RlaifError, TransientError, WaitingError
 from store.files import read_json

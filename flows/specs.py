@@ -130,11 +130,14 @@ STAGES = {
                 Input("votes", "Votes parquet."),
                 Input("oracle", "Judge that plays the simulated auditors.", _judge, required=False),
                 Input("gold", "Pairs with known winners, some of which are hidden among the items.", required=False),
+                Input(
+                    "gold_votes", "The judges' votes on those: labels fitted on them steer the draw.", required=False
+                ),
                 Input("earlier", "Folder of an earlier round's audit, oldest first.", required=False, many=True),
             ),
             "flows.stages.audit:run",
             heavy=False,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "aggregate",

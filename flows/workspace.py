@@ -6,7 +6,7 @@ workspace/
              journal.jsonl    what ran when
              <stage>/         outputs and manifest of each stage
              report.html
-  registry/history.jsonl      every decision, promotion and rollback; see flows.registry
+  registry/history.jsonl      every decision, promotion and rollback; see flows.policies.registry
            champion.json      the policy in use, and the round that made it
   prefect/                    the local Prefect API's home and database
 """
@@ -23,7 +23,7 @@ import yaml
 
 from flows.bucket import Remote
 from flows.config import RoundConfig
-from flows.registry import Registry, check_policy
+from flows.policies.registry import Registry, check_policy
 from store.config import load
 from store.errors import RlaifError, UsageError
 from store.files import explain_os_errors, read_json, write_json, write_text

@@ -53,7 +53,7 @@ def _where(function: F) -> F:
 
 def _url(workspace: Path, database: str | None, database_env: str | None) -> str:
     if database is None and database_env is None:
-        from flows.audited import workspace_database  # loads scipy
+        from flows.inspection.audited import workspace_database  # loads scipy
 
         return workspace_database(workspace)
     from audit.loop import database_url
@@ -143,7 +143,7 @@ def serve(
     that the round that waits goes on."""
     from audit.web.serve import serve as start
     from audit.web.settings import Oidc, WebSettings
-    from flows.quota import quota_event
+    from flows.launch.quota import quota_event
 
     oidc = None
     if oidc_issuer or oidc_client_id or oidc_secret_env:
@@ -168,7 +168,7 @@ def serve(
             click.echo(f"There is no admin yet. Make the first one with: {command}", err=True)
     judges = None
     if not (where["database"] or where["database_env"]):
-        from flows.audited import judges_against_people
+        from flows.inspection.audited import judges_against_people
 
         judges = partial(judges_against_people, where["workspace"])
     start(settings, judges, announce=quota_event())
@@ -450,7 +450,7 @@ def resume() -> None:
     home = Path.home() / ".prefect"
     quiet_prefect(home)
     with prefect_api(home):
-        from flows.resume import resume_waiting
+        from flows.launch.resume import resume_waiting
 
         click.echo(f"Resumed rounds: {resume_waiting()}")
 

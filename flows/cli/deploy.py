@@ -16,9 +16,9 @@ import click
 from flows.cli.display import BarProgress
 from flows.cli.output import Output, write_json
 from flows.config import RoundConfig
+from flows.inspection.monitor import look as look_at_champion
+from flows.inspection.monitor import looks
 from flows.load import find_config, load_round
-from flows.monitor import look as look_at_champion
-from flows.monitor import looks
 from flows.retention import Retention, apply, removals
 from flows.workspace import Workspace
 from judges.config import load_judge
@@ -101,7 +101,7 @@ def _plan(
 
 
 def _config(config: str | None, workspace: Path, settings: tuple[str, ...]) -> RoundConfig:
-    from flows.begin import choose_config
+    from flows.launch.begin import choose_config
 
     if config is None and Workspace(workspace).last_round() is None:
         raise UsageError(f"{workspace} has no round yet, so there is no config to go on with: name one, or `demo`.")

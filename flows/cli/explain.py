@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from flows.cli.output import Output, number, short, write_json
-from flows.explain import explain as explained
+from flows.inspection.explain import explain as explained
 from flows.workspace import Workspace
 
 Figures = Mapping[str, Any]

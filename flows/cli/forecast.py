@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.cli.output import Output, money, write_json
 from flows.config import RoundConfig
-from flows.dry_run import Forecast, draft, forecast
+from flows.launch.dry_run import Forecast, draft, forecast
 from flows.report.text import NOTHING
 from flows.workspace import Workspace
 

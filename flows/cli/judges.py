@@ -13,7 +13,7 @@ import click
 from flows.cli.display import BarProgress
 from flows.cli.judge_tables import show_check, show_comparison
 from flows.cli.output import Output, write_json
-from flows.rejudge import read_last_round
+from flows.inspection.rejudge import read_last_round
 from judges.backends.base import Subject
 from judges.config import Judge, known_judges, load_judge
 from judges.modes import Kind

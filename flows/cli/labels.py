@@ -60,7 +60,7 @@ def drift(
     workspace: Path, judges: tuple[str, ...], gold: str | None, force: bool, since_first: bool, as_json: bool
 ) -> None:
     """Ask judges about a frozen set of pairs again, where they changed, and show which answers flipped."""
-    from flows.drift import drift_of_workspace
+    from flows.inspection.drift import drift_of_workspace
     from flows.workspace import Workspace
 
     space = Workspace.existing(workspace)

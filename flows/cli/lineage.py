@@ -12,8 +12,8 @@ from rich.tree import Tree
 
 from flows.bucket import fetched_path
 from flows.cli.output import Output, write_json
-from flows.lineage import Graph, digest, verify
-from flows.lineage import lineage as trace
+from flows.policies.lineage import Graph, digest, verify
+from flows.policies.lineage import lineage as trace
 from flows.report.text import plain
 from store.errors import RlaifError
 

@@ -8,7 +8,7 @@ import click
 from prometheus_client import generate_latest
 
 from flows.cli.registry import workspace_option
-from flows.metrics import ROUNDS, registry, serve, write_textfile
+from flows.telemetry.metrics import ROUNDS, registry, serve, write_textfile
 from store.errors import UsageError
 
 

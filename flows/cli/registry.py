@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from flows.candidates import candidate
 from flows.cli.output import Output, between, number, write_json
-from flows.export import export as export_model
-from flows.registry import champions, user
+from flows.policies.candidates import candidate
+from flows.policies.export import export as export_model
+from flows.policies.registry import champions, user
 from flows.workspace import Workspace
 from store.errors import UsageError
 
@@ -155,13 +155,13 @@ def export(destination: Path, workspace: Path, number: int | None, name: str | N
     space = Workspace.existing(workspace)
     entry = _entry(space, number)
     if name is not None:
-        from flows.track import need_mlflow
+        from flows.policies.track import need_mlflow
 
         need_mlflow()
     folder = export_model(entry, destination.resolve())
     click.echo(folder)
     if name is not None:
-        from flows.track import register
+        from flows.policies.track import register
 
         click.echo(f"MLflow: {name} version {register(name, folder, entry)}")
 

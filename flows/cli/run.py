@@ -9,18 +9,18 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from flows.begin import choose_config, choose_round, override_gate
 from flows.cli.display import BarProgress, TerminalWatcher
 from flows.cli.forecast import show_forecast
 from flows.cli.registry import workspace_option
 from flows.cli.result import print_result
-from flows.dry_run import draft
-from flows.logs import json_log
-from flows.memory import PeakMemory
+from flows.launch.begin import choose_config, choose_round, override_gate
+from flows.launch.dry_run import draft
+from flows.launch.redo import redo_from
 from flows.plan import plan_round
-from flows.redo import redo_from
-from flows.status import round_status
-from flows.watch import watcher
+from flows.processes.memory import PeakMemory
+from flows.telemetry.logs import json_log
+from flows.telemetry.status import round_status
+from flows.telemetry.watch import watcher
 from flows.workspace import Round, Workspace
 from store.errors import UsageError
 

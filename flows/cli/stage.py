@@ -13,12 +13,12 @@ import click
 from pydantic.fields import FieldInfo
 
 from flows.cli.display import BarProgress
-from flows.execute import run_step
-from flows.figures import flatten
 from flows.plan import Step
-from flows.ranks import is_many
+from flows.processes.execute import run_step
+from flows.processes.ranks import is_many
+from flows.processes.worker import execute
 from flows.specs import STAGES, StageSpec
-from flows.worker import execute
+from flows.telemetry.figures import flatten
 from store.config import override, parse, read_yaml
 
 

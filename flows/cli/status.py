@@ -18,7 +18,7 @@ from flows.cli.output import money
 from flows.cli.registry import workspace_option
 from flows.cli.result import print_result
 from flows.report.text import plain
-from flows.status import status as workspace_status
+from flows.telemetry.status import status as workspace_status
 from flows.workspace import Workspace
 
 _STYLES = {"done": "green", "running": "bold", "failed": "red", "killed": "red", "interrupted": "red"}

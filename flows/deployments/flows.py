@@ -17,21 +17,21 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.artifacts import publish_drift, publish_looks, publish_removals, publish_stage
-from flows.begin import choose_config, choose_round, override_gate
 from flows.deployments.hooks import tell_people
 from flows.deployments.logs import RunLog
 from flows.deployments.parameters import JudgeName, Setting, StageRequest, WorkspacePath
-from flows.drift import drift_of_workspace
-from flows.execute import run_step
-from flows.logs import json_log
-from flows.memory import PeakMemory
-from flows.monitor import look, looks
+from flows.inspection.drift import drift_of_workspace
+from flows.inspection.monitor import look, looks
+from flows.launch.begin import choose_config, choose_round, override_gate
 from flows.plan import Step
+from flows.processes.execute import run_step
+from flows.processes.memory import PeakMemory
 from flows.retention import Retention, apply, removals
 from flows.round import ProgressArtifact, walk
 from flows.specs import STAGES
-from flows.watch import Both, watcher
+from flows.telemetry.artifacts import publish_drift, publish_looks, publish_removals, publish_stage
+from flows.telemetry.logs import json_log
+from flows.telemetry.watch import Both, watcher
 from flows.workspace import Workspace
 from store.errors import RlaifError
 

@@ -13,7 +13,7 @@ from prefect.settings import get_current_settings
 
 from flows.config import NotifyConfig
 from flows.load import find_config
-from flows.notify import notify
+from flows.telemetry.notify import notify
 from flows.workspace import Workspace
 from store.config import parse, read_yaml
 from store.errors import RlaifError

@@ -9,7 +9,7 @@ from store.stage import Outcome
 
 
 class RunLog:
-    """A watcher (flows.watch) that writes to the log of the run it is called in."""
+    """A watcher (flows.telemetry.watch) that writes to the log of the run it is called in."""
 
     def started(self, stage: str, attempt: int) -> None:
         get_run_logger().info("%s starts%s", stage, f", attempt {attempt}" if attempt > 1 else "")

@@ -16,7 +16,7 @@ from prefect.types.entrypoint import EntrypointType
 from flows.deployments import flows
 from flows.deployments.automation import HEARTBEAT
 from flows.deployments.parameters import offering
-from flows.quota import QUOTA_REACHED, RESOURCE
+from flows.launch.quota import QUOTA_REACHED, RESOURCE
 
 JUST_ONE = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
 

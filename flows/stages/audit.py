@@ -1,7 +1,8 @@
 """Stage audit: judged pairs to people (or to programs that play them), their verdicts to a table.
 
-Takes pairs and votes, pairs with known winners to hide among them, and the folders of earlier rounds' audits. Gives, in
-every mode, with no rows in mode off:
+Takes pairs and votes, pairs with known winners to hide among them (and, with the judges' votes on these, to fit the
+labels on whose doubt steers the draw), and the folders of earlier rounds' audits. Gives, in every mode, with no rows in
+mode off:
 
     selection.parquet       every pair's inclusion probability, and why it was drawn or not
     items.parquet           the blind items
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,12 +35,15 @@ from audit.doubt import raise_flags
 from audit.estimates import estimate
 from audit.items import ITEMS
 from audit.late import audited_groups
-from audit.opinions import Opinions, opinions
+from audit.opinions import Floats, Opinions, opinions
 from audit.quarantine import quarantine, without
 from audit.selection import Reasons, hidden_gold, nothing_selected, select
 from audit.simulated import Auditor, Pair, simulate
 from audit.verdicts import in_force, to_table
 from flows.stages.verdicts import GOLD_VERDICTS
+from judges.aggregation.gold import anchors
+from judges.aggregation.labels import checked_votes
+from judges.aggregation.stacked import StackedJudges
 from judges.config import load_judge
 from store.config import read_yaml
 from store.errors import UsageError
@@ -90,13 +95,28 @@ def _select(
 ) -> Selected:
     config = job.config
     flags = raise_flags(pairs, votes, audited_groups(earlier))
-    reasons = Reasons(flags, config.weights, pairs["group"].to_pylist(), config.group_caps)
+    labels = _labels(job, votes, views.pair_ids)
+    reasons = Reasons(flags, config.weights, labels, config.sharpness, pairs["group"].to_pylist(), config.group_caps)
     selection = select(views, config.budget, config.uniform_fraction, job.seed, reasons)
     gold = GOLD.schema.empty_table()
     if job.given("gold") and pc.any(selection["drawn"]).as_py():
         known = read_table(job.path("gold"), GOLD).select(GOLD.schema.names)
         gold = hidden_gold(known, pairs, round(config.gold_share * config.budget), job.seed)
     return Selected(pairs, selection, gold)
+
+
+def _labels(job: Job[AuditConfig], votes: pa.Table, pair_ids: list[str]) -> Floats | None:
+    """What labels fitted on the known winners say of each pair: p_a, NaN where they say nothing; None without any."""
+    if not (job.given("gold") and job.given("gold_votes")):
+        return None
+    gold = read_table(job.path("gold"), GOLD)
+    gold_votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES), gold)
+    fitted = StackedJudges().fit(*anchors(votes, {}, gold, gold_votes))
+    if not fitted.gold_pairs:
+        return None
+    found = fitted.predict(votes)
+    at = pc.index_in(pa.array(pair_ids, pa.string()), value_set=found["pair_id"].combine_chunks())
+    return np.asarray(pc.fill_null(found["p_a"].take(at), math.nan).to_numpy(), dtype=np.float64)
 
 
 def _ask(terms: Terms, selected: Selected, job: Job[AuditConfig]) -> Heard:

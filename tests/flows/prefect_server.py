@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from flows.lifeline import spawn, stop
+from flows.processes.lifeline import spawn, stop
 
 T = TypeVar("T")
 

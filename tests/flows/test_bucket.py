@@ -19,9 +19,9 @@ import pytest
 
 from flows.bucket import fetched_path
 from flows.config import RoundConfig
-from flows.execute import run_step
 from flows.load import load_round
 from flows.plan import plan_round
+from flows.processes.execute import run_step
 from flows.workspace import Workspace
 from store.errors import RlaifError, UsageError
 from store.files import read_lines, write_json
@@ -148,7 +148,7 @@ import sys
 from pathlib import Path
 from flows.workspace import Workspace
 from flows.plan import plan_round
-from flows.execute import run_step
+from flows.processes.execute import run_step
 space = Workspace.create(Path(sys.argv[1]))
 with space.locked():
     round_ = space.last_round()

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from flows.audited import judges_against_people
 from flows.cli import rlaif
+from flows.inspection.audited import judges_against_people
 from flows.load import load_round
 from flows.workspace import Workspace
 from store.errors import RlaifError

@@ -17,7 +17,7 @@ from rich.console import Console
 from flows.cli import main, rlaif
 from flows.cli.judge_tables import show_check
 from flows.cli.output import Output
-from flows.rejudge import read_last_round
+from flows.inspection.rejudge import read_last_round
 from judges.check import check_judge
 from judges.config import known_judges, load_judge
 from judges.modes import MODES

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows.calls import Calls
 from flows.cli import rlaif
 from flows.config import RoundConfig
-from flows.dry_run import Forecast, draft, forecast
+from flows.launch.calls import Calls
+from flows.launch.dry_run import Forecast, draft, forecast
+from flows.launch.redo import redo_from
 from flows.load import change, load_round
 from flows.plan import plan_round
-from flows.redo import redo_from
 from flows.specs import ROUND
 from flows.workspace import Round, Workspace
 from judges.journal import Journal

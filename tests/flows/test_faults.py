@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows.begin import choose_round
 from flows.cli import rlaif
+from flows.launch.begin import choose_round
 from flows.load import change
 from flows.plan import Step, plan_round
+from flows.processes.worker import execute
 from flows.specs import ROUND
-from flows.worker import execute
 from flows.workspace import Round, Workspace
 from store.errors import RlaifError, TransientError, UsageError
 from store.stage import Outcome

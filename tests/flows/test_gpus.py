@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.gpus import gpus, own_gpus
+from flows.processes.gpus import gpus, own_gpus
 
 
 def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
@@ -70,7 +70,7 @@ def test_one_that_waits_for_two_holds_none_meanwhile(tmp_path: Path) -> None:
 def test_a_kill_leaves_no_lock(tmp_path: Path) -> None:
     program = (
         "import sys, time, pathlib\n"
-        "from flows.gpus import own_gpus\n"
+        "from flows.processes.gpus import own_gpus\n"
         "with own_gpus(['0'], folder=pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.lifeline import spawn, stop
+from flows.processes.lifeline import spawn, stop
 
 GRANDCHILD = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 
@@ -55,7 +55,7 @@ def test_a_killed_parent_takes_its_children_with_it(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys, time\n"
-        "from flows.lifeline import spawn\n"
+        "from flows.processes.lifeline import spawn\n"
         f"spawn([sys.executable, '-c', {GRANDCHILD!r}])\n"
         "time.sleep(600)\n"
     )

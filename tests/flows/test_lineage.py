@@ -11,8 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from flows.cli import rlaif
-from flows.export import export
-from flows.lineage import digest, lineage, verify
+from flows.policies.export import export
+from flows.policies.lineage import digest, lineage, verify
 from flows.specs import ROUND
 from flows.workspace import Workspace
 from store.errors import RlaifError, UsageError
@@ -173,7 +173,7 @@ def test_the_card_says_what_a_user_must_know(original: Path, tmp_path: Path) -> 
 
 
 def test_the_card_of_an_overridden_promotion_says_so(root: Path, tmp_path: Path) -> None:
-    from flows.candidates import candidate
+    from flows.policies.candidates import candidate
 
     space = Workspace.existing(root)
     space.registry.promote(candidate(space, "1", None), "as a test", "to see the card", "mo")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.logs import JsonLog, json_log
-from flows.watch import Both
+from flows.telemetry.logs import JsonLog, json_log
+from flows.telemetry.watch import Both
 from store.config import Config
 from store.errors import UsageError, WaitingError
 from store.stage import run_stage

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from flows.cli import rlaif
 from flows.cli.status import view
-from flows.metrics import registry, serve, write_textfile
-from flows.progress import Recorded, read_progress
-from flows.status import round_status
+from flows.telemetry.metrics import registry, serve, write_textfile
+from flows.telemetry.progress import Recorded, read_progress
+from flows.telemetry.status import round_status
 from flows.workspace import LOCK, Workspace
 from store.errors import UsageError
 from store.locks import exclusive, is_held

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.monitor import look, looks
+from flows.inspection.monitor import look, looks
 from flows.workspace import Workspace
 from store.files import append_line
 from store.tables import PROMPTS, ROLLOUTS, VOTES, read_table

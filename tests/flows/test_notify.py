@@ -8,7 +8,7 @@ import pytest
 
 from flows.deployments.hooks import webhook_variable
 from flows.load import load_round
-from flows.notify import notify
+from flows.telemetry.notify import notify
 from flows.workspace import Workspace
 from store.errors import RlaifError, UsageError
 from tests.flows.receiver import receiver

@@ -75,7 +75,7 @@ def worker_of(stage: str, root: Path) -> psutil.Process | None:
             line = process.cmdline()
         except psutil.Error:
             continue
-        if line[1:3] == ["-m", "flows.worker"] and f'"stage": "{stage}"' in line[3] and str(root) in line[3]:
+        if line[1:3] == ["-m", "flows.processes.worker"] and f'"stage": "{stage}"' in line[3] and str(root) in line[3]:
             return process
     return None
 
@@ -182,7 +182,7 @@ def test_the_audits_quota_starts_the_round_that_waits(server: Server, workspace:
         ours = deployed(server, "round/quota")
         fields = dict.fromkeys(BatchProgress.__dataclass_fields__, 1)
         program = (
-            "import sys, json\nfrom audit.queue.model import BatchProgress\nfrom flows.quota import announce\n"
+            "import sys, json\nfrom audit.queue.model import BatchProgress\nfrom flows.launch.quota import announce\n"
             "announce(BatchProgress(**json.loads(sys.argv[1])))\n"
         )
         given = json.dumps({**fields, "batch_id": "b1", "name": "batch"})

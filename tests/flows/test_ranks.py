@@ -17,9 +17,9 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from flows.execute import run_step
 from flows.plan import Step
-from flows.ranks import ECHO, _report, is_many
+from flows.processes.execute import run_step
+from flows.processes.ranks import ECHO, _report, is_many
 from flows.specs import STAGES
 from store.errors import RlaifError, TransientError, UsageError
 from store.manifest import need_manifest
@@ -109,7 +109,7 @@ def ranks_of(process: psutil.Process) -> list[psutil.Process]:
             environment, command = child.environ(), child.cmdline()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if "flows.worker" in command and "RANK" in environment:
+        if "flows.processes.worker" in command and "RANK" in environment:
             workers[int(environment["RANK"])] = child
     return [workers[rank] for rank in sorted(workers)]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from flows.candidates import candidate
 from flows.cli import rlaif
-from flows.registry import Registry, champions
+from flows.policies.candidates import candidate
+from flows.policies.registry import Registry, champions
 from flows.workspace import Workspace
 from store.errors import RlaifError, UsageError
 from store.hashing import hash_path

@@ -282,7 +282,7 @@ def test_a_killed_stage_process_is_tried_again(copy: Path) -> None:
                 line = child.cmdline()
             except psutil.Error:
                 continue
-            if line[1:3] == ["-m", "flows.worker"] and '"stage": "reward"' in line[3]:
+            if line[1:3] == ["-m", "flows.processes.worker"] and '"stage": "reward"' in line[3]:
                 victim = child
         time.sleep(0.05)
     assert victim is not None, process.communicate()[0]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pytest
 from audit.loop import open_queue
 from audit.queue.model import Answer, Role
 from audit.queue.people import People
-from flows.audited import judges_against_people
+from flows.inspection.audited import judges_against_people
 from flows.load import change
 from flows.prefect_api import prefect_api
 from flows.workspace import Workspace
@@ -41,13 +42,13 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def answer_all(workspace: Path) -> int:
-    """As people would, in the workspace's queue; gives the number of answers."""
+def answer_all(workspace: Path, sides: Iterator[str], name: str = "ann") -> int:
+    """As people would, in the workspace's queue, until either side has an end; gives the number of answers."""
     count = 0
     with open_queue(str(workspace / "audit.db"), lambda: datetime.now(UTC)) as queue:
-        user = People(queue.database, lambda: datetime.now(UTC)).add("ann", Role.AUDITOR).id
-        while claim := queue.claim(user):
-            queue.submit(user, claim.item.item_id, claim.token, Answer("left"), str(claim.token))
+        user = People(queue.database, lambda: datetime.now(UTC)).add(name, Role.AUDITOR).id
+        while (side := next(sides, None)) and (claim := queue.claim(user)):
+            queue.submit(user, claim.item.item_id, claim.token, Answer(side), str(claim.token))
             count += 1
     return count
 
@@ -68,13 +69,16 @@ def test_a_run_ends_while_people_work_and_the_next_goes_on(workspace: Path) -> N
     assert "http://localhost:8321" in page[0]
     assert [row.audited for row in judges_against_people(workspace)] == [0, 0, 0, 0]
 
-    assert answer_all(workspace) > 0
+    assert answer_all(workspace, repeat("left", 20), "bob") == 20
+    assert judges_against_people(workspace)[0].audited == 0, "who presses one key only is set aside here too"
+    assert answer_all(workspace, cycle(("left", "right"))) > 0
     assert judges_against_people(workspace)[0].audited > 0, "the page shows it at once"
     done = rlaif("run", "--workspace", str(workspace))
     assert done.returncode == 0, done.stderr
     manifest = need_manifest(workspace / "rounds" / "001" / "audit")
     assert manifest.metrics["gate"] == "quota"
-    assert manifest.metrics["auditors"] == {"ann": manifest.metrics["drawn"]}
+    assert set(manifest.metrics["auditors"]) == {"ann", "bob"}
+    assert sum(manifest.metrics["auditors"].values()) == manifest.metrics["drawn"]
 
 
 @contextmanager
@@ -134,7 +138,7 @@ def test_a_deployments_run_suspends_itself_and_is_resumed(workspace: Path, monke
         _until(lambda: not _processes(run), 60, "the end of its process")
         _ask(api, "POST", f"/flow_runs/{run}/resume", {})
         _until(lambda: _events(workspace).count("waiting") == 2 and state("Suspended"), 180, "the second suspension")
-        assert answer_all(workspace) > 0
+        assert answer_all(workspace, cycle(("left", "right"))) > 0
         done = rlaif("audit", "resume", PREFECT_API_URL=os.environ["PREFECT_API_URL"])
         assert done.stdout == "Resumed rounds: 1\n", done.stderr
         _until(lambda: state("Completed"), 240, "the end")

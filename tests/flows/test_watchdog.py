@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import execute
-from flows.lifeline import spawn, stop
 from flows.plan import Step
-from flows.watchdog import Limits, Watchdog
+from flows.processes import execute
+from flows.processes.lifeline import spawn, stop
+from flows.processes.watchdog import Limits, Watchdog
 from rlhf.config import SampleConfig
 from store.errors import TransientError
 from tests.flows.test_lifeline import GRANDCHILD, gone
@@ -62,12 +62,16 @@ def test_a_hung_stage_is_worth_a_retry(tmp_path: Path, monkeypatch: pytest.Monke
     step = Step("sample", {}, SampleConfig(), 1, tmp_path / "out")
     with pytest.raises(TransientError, match=r"Stage sample was stopped: no progress for 0.5 s .* Its output is in"):
         execute.run_step(step, tmp_path / "logs", limits=Limits(silence_s=0.5))
-    assert not [child for child in psutil.Process().children(recursive=True) if "flows.worker" in child.cmdline()]
+    assert not [
+        child for child in psutil.Process().children(recursive=True) if "flows.processes.worker" in child.cmdline()
+    ]
 
 
 def _sleeper(folder: Path) -> Path:
     """An interpreter that runs the lifeline and hangs as a worker."""
     path = folder / "python"
-    path.write_text(f'#!/bin/sh\ncase "$2" in flows.worker) exec sleep 600;; esac\nexec {sys.executable} "$@"\n')
+    path.write_text(
+        f'#!/bin/sh\ncase "$2" in flows.processes.worker) exec sleep 600;; esac\nexec {sys.executable} "$@"\n'
+    )
     path.chmod(0o755)
     return path

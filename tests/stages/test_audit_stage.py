@@ -125,6 +125,42 @@ def test_simulated_with_the_shipped_oracle(tmp_path: Path, tables: dict[str, str
     assert (done.folder / "verdicts.parquet").read_bytes() != (other.folder / "verdicts.parquet").read_bytes()
 
 
+def test_known_winners_steer_the_draw(tmp_path: Path, tables: dict[str, str]) -> None:
+    """Two judges that never agree: the votes alone doubt every pair alike. Pairs with known winners say that the first
+    is right, so that people are asked where it is unsure."""
+    votes = read_table(Path(tables["votes"]), VOTES).to_pylist()
+    for row in votes:
+        sure = int(row["pair_id"][1:]) < 30
+        row["p_a"] = (0.95 if sure else 0.55) if row["winner"] == "a" else (0.05 if sure else 0.45)
+    votes += [
+        row
+        | {"vote_id": f"k{row['vote_id']}", "judge": "k", "fingerprint": "fk", "p_a": 1 - row["p_a"]}
+        | {"winner": "b" if row["winner"] == "a" else "a"}
+        for row in votes
+    ]
+    gold = read_table(Path(tables["pairs"]), PAIRS).to_pylist()
+    right = {row["pair_id"]: row["winner"] for row in votes if row["judge"] == "j"}
+    gold = [row | {"pair_id": f"g{row['pair_id']}", "winner": right[row["pair_id"]]} for row in gold]
+    gold_votes = [row | {"pair_id": f"g{row['pair_id']}", "vote_id": f"g{row['vote_id']}"} for row in votes]
+    given = {"pairs": tables["pairs"], "oracle": "tiny-oracle"}
+    for name, table, rows in (("votes", VOTES, votes), ("gold", GOLD, gold), ("gold_votes", VOTES, gold_votes)):
+        given[name] = str(tmp_path / f"steered_{name}.parquet")
+        write_table(Path(given[name]), table, pa.Table.from_pylist(rows, schema=table.schema))
+
+    def chances(out: str, **config: object) -> list[float]:
+        done = stage(tmp_path, given, out, mode="simulated", budget=20, gold_share=0, **config)
+        found: list[float] = read_table(done.folder / "selection.parquet", SELECTION)[
+            "inclusion_probability"
+        ].to_pylist()
+        return found
+
+    blind = chances("blind", weights={"labels": 0})
+    assert max(blind) == pytest.approx(min(blind)), "one judge of two is always in the minority"
+    steered = chances("steered")
+    assert min(steered[30:]) > 2 * max(steered[:30])
+    assert sum(steered) == pytest.approx(20)
+
+
 def test_people_through_the_inbox_and_a_kill(tmp_path: Path, tables: dict[str, str]) -> None:
     """Someone reads the published items and answers in two files; the stage is killed between them."""
     inbox = tmp_path / "inbox"

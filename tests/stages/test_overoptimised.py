@@ -9,7 +9,7 @@ import pytest
 
 from flows.load import load_round
 from flows.plan import plan_round
-from flows.worker import execute
+from flows.processes.worker import execute
 from flows.workspace import Workspace
 
 

@@ -19,7 +19,7 @@ VARIABLE = "RLAIF_LOG"
 
 
 class JsonLog:
-    """A watcher (flows.watch). Progress of a stage is told at most every `interval_s` seconds."""
+    """A watcher (flows.telemetry.watch). Progress of a stage is told at most every `interval_s` seconds."""
 
     def __init__(self, stream: IO[str], interval_s: float = 10.0) -> None:
         self.stream, self.interval_s, self.last = stream, interval_s, 0.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from flows.lineage import Graph, digest
+from flows.policies.lineage import Graph, digest
 from store.manifest import Manifest
 
 Figures = dict[str, Any]
@@ -17,7 +17,7 @@ Figures = dict[str, Any]
 def model_card(graph: Graph, entry: Figures, evaluation: Figures | None, manifests: Mapping[str, Manifest]) -> str:
     """Markdown with the front matter of a Hugging Face model card.
 
-    `entry`: of the registry, see `flows.registry`; `evaluation`: evaluation.json, None where there is none;
+    `entry`: of the registry, see `flows.policies.registry`; `evaluation`: evaluation.json, None where there is none;
     `manifests`: stage -> manifest of the round.
     """
     parts = [

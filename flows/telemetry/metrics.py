@@ -19,7 +19,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from flows.specs import ROUND
-from flows.status import round_status
+from flows.telemetry.status import round_status
 from flows.workspace import Round, Workspace
 from store.errors import UsageError
 from store.files import explain_os_errors

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.export import CARD
-from flows.lineage import LINEAGE, digest
+from flows.policies.export import CARD
+from flows.policies.lineage import LINEAGE, digest
 from store.errors import RlaifError, UsageError
 from store.files import read_json
 

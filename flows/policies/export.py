@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from flows.card import model_card
-from flows.lineage import LINEAGE, Graph, lineage, stage_folder
-from flows.registry import Entry, check_policy
+from flows.policies.card import model_card
+from flows.policies.lineage import LINEAGE, Graph, lineage, stage_folder
+from flows.policies.registry import Entry, check_policy
 from store.errors import UsageError
 from store.files import explain_os_errors, read_json, remove, sync_file, sync_folder, write_json, write_text
 from store.hashing import file_hashes, hash_path

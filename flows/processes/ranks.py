@@ -1,4 +1,4 @@
-"""A stage in several processes: `python -m flows.ranks REQUEST` starts a flows.worker for each, by torchrun's launcher.
+"""A stage in several processes: `python -m flows.processes.ranks REQUEST` starts a worker for each, with torchrun.
 
 The main process (rank 0) alone takes the stage's lock, writes its directory and reports; the others compute along. When
 one fails, torchrun stops the rest, and the exit code here is that of the first failure that is not the mere echo of
@@ -88,7 +88,7 @@ def main() -> int:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "flows.worker", request)
+        elastic_launch(config, sys.executable)("-m", "flows.processes.worker", request)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         return _report(codes, error.get_first_failure()[0])

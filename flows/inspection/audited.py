@@ -1,5 +1,7 @@
 """The judges against people in the last round that asked any: what the audit server's page for ML ops shows.
 
+Auditors whom the tests of `audit.quarantine` set aside do not count, as in the stage's own estimates.
+
 While people are at it the verdicts come from the queue itself, so the page is of this moment; afterwards from the
 stage's table.
 """
@@ -15,12 +17,15 @@ import pyarrow as pa
 from audit.config import AuditConfig
 from audit.estimates import Accuracy, estimate
 from audit.opinions import opinions
+from audit.quarantine import quarantine, without
 from audit.verdicts import from_table, to_table
 from flows.plan import audit_config
+from flows.stages.verdicts import GOLD_VERDICTS
 from flows.workspace import Round, Workspace
 from store.errors import UsageError
 from store.manifest import read_manifest
-from store.tables import PAIRS, SELECTION, VERDICTS, VOTES, read_table
+from store.resources import resolve
+from store.tables import GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table
 
 
 def workspace_database(workspace: Path) -> str:
@@ -46,21 +51,30 @@ def judges_against_people(workspace: Path) -> list[Accuracy]:
         selection = read_table(folder / "selection.parquet", SELECTION, allow_empty=True)
         if selection.num_rows == 0:
             continue
-        verdicts = _verdicts(round_, folder, selection, workspace)
+        verdicts, on_gold = _verdicts(round_, folder, selection, workspace)
         judge = round_.stage("judge")
         views = opinions(read_table(judge / "pairs.parquet", PAIRS), read_table(judge / "votes.parquet", VOTES))
-        found = estimate(views, selection, verdicts)
+        known = round_.config.calibration
+        report = quarantine(
+            pa.concat_tables([verdicts, on_gold]),
+            read_table(resolve(known), GOLD).select(["pair_id", "winner"]) if known else None,
+            round_.config.audit.auditor_limits,
+        )
+        found = estimate(views, selection, without(verdicts, report.names), report.reliability)
         simulated = any(verdicts["simulated"].to_pylist())
         rows = [found.panel, *found.judges]
         return [replace(row, judge=f"{row.judge} (auditors simulated)") for row in rows] if simulated else rows
     raise UsageError(f"No round of {space.root.name} has selected pairs for people yet: let rlaif run get that far.")
 
 
-def _verdicts(round_: Round, folder: Path, selection: pa.Table, workspace: Path) -> pa.Table:
+def _verdicts(round_: Round, folder: Path, selection: pa.Table, workspace: Path) -> tuple[pa.Table, pa.Table]:
+    """Those on judged pairs, and those on hidden gold."""
     if folder == round_.stage("audit"):
-        return read_table(folder / "verdicts.parquet", VERDICTS, allow_empty=True)
+        said = read_table(folder / "verdicts.parquet", VERDICTS, allow_empty=True)
+        gold = read_table(folder / "gold_verdicts.parquet", GOLD_VERDICTS, allow_empty=True)
+        return said, gold.select(VERDICTS.schema.names)
     if round_.config.audit.inbox:
-        return VERDICTS.schema.empty_table()  # nothing is taken in before the gate opens
+        return VERDICTS.schema.empty_table(), VERDICTS.schema.empty_table()  # nothing is taken in before the gate opens
     from audit.loop import count, open_queue
     from audit.queue.exchange import export_verdicts
 
@@ -68,4 +82,4 @@ def _verdicts(round_: Round, folder: Path, selection: pa.Table, workspace: Path)
         rows = export_verdicts(queue.database)
     drawn = {row["pair_id"] for row in selection.to_pylist() if row["drawn"]}
     counted = count(from_table(rows), rows)
-    return to_table(verdict for verdict in counted.verdicts if verdict.pair_id in drawn)
+    return to_table(verdict for verdict in counted.verdicts if verdict.pair_id in drawn), to_table(counted.gold)

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.execute import run_step
 from flows.plan import Step, stage_seed
+from flows.processes.execute import run_step
 from flows.workspace import Workspace
 from store.config import Config
 from store.errors import UsageError

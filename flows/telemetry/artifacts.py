@@ -14,10 +14,10 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from flows.costs import judge_costs
-from flows.figures import flatten
 from flows.report.images import stage_images
 from flows.retention import Removal
+from flows.telemetry.costs import judge_costs
+from flows.telemetry.figures import flatten
 from judges.drift import Drift
 from store.files import read_json
 from store.stage import Outcome

@@ -1,4 +1,4 @@
-"""A process that cannot outlive its parent: `python -m flows.lifeline COMMAND...`, in a process group of its own.
+"""A process that cannot outlive its parent, in a group of its own: `python -m flows.processes.lifeline COMMAND...`.
 
 The parent holds the writing end of the standard input. When the parent dies, however suddenly, the pipe closes and the
 whole group is killed: no orphan keeps a GPU, a lock or a port. Works on every POSIX system, needs no polling.
@@ -24,7 +24,7 @@ def spawn(
 ) -> subprocess.Popen[str]:
     """Start `command` so that it, and everything it starts, ends with this process or with `stop`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.lifeline", *command],
+        [sys.executable, "-m", "flows.processes.lifeline", *command],
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,

@@ -1,10 +1,11 @@
-"""The process of one stage: `python -m flows.worker REQUEST`, REQUEST being JSON. Events come as JSON lines on stdout.
+"""The process of one stage: `python -m flows.processes.worker REQUEST`, REQUEST being JSON.
 
-Events: {"progress": [what, done, total, note]}, at last {"done": {...}} or {"error": sentence}. The exit code tells the
-kind of failure (store.errors). Tracebacks of unexpected errors go to stderr, which the caller keeps in a log file.
+Events come as JSON lines on stdout: {"progress": [what, done, total, note]}, at last {"done": {...}} or
+{"error": sentence}. The exit code tells the kind of failure (store.errors). Tracebacks of unexpected errors go to
+stderr, which the caller keeps in a log file.
 
-Where flows.ranks started several of them, the main one reports; each says why it fails, with "echo" where it merely
-noticed that another had failed.
+Where `ranks` started several of them, the main one reports; each says why it fails, with "echo" where it merely noticed
+that another had failed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from flows.lifeline import die_with_parent
 from flows.plan import resolve_inputs
-from flows.ranks import ECHO, take_part
+from flows.processes.lifeline import die_with_parent
+from flows.processes.ranks import ECHO, take_part
 from flows.specs import STAGES
 from store.config import parse
 from store.errors import RlaifError

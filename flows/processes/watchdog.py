@@ -1,6 +1,6 @@
 """Stops a stage's process that takes too long, or that shows no progress any more: nothing may hang for ever.
 
-Where the process is stopped its whole group is (flows.lifeline), so that what it started does not stay behind.
+Where the process is stopped its whole group is (see `lifeline`), so that what it started does not stay behind.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-from flows.lifeline import stop
+from flows.processes.lifeline import stop
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import PromoteConfig
-from flows.lineage import stage_folder
-from flows.registry import Candidate
+from flows.policies.lineage import stage_folder
+from flows.policies.registry import Candidate
 from flows.stages.promote import checks
 from flows.workspace import Round, Workspace
 from store.errors import UsageError

@@ -6,10 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flows.costs import judge_costs
 from flows.plan import plan_round
-from flows.progress import read_progress
 from flows.specs import ROUND
+from flows.telemetry.costs import judge_costs
+from flows.telemetry.progress import read_progress
 from flows.workspace import LOCK, Round, Workspace
 from store.files import read_json, read_lines
 from store.locks import is_held

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.calls import Calls, count_calls
 from flows.config import RoundConfig
+from flows.launch.calls import Calls, count_calls
+from flows.launch.redo import reason
 from flows.plan import Step, plan_round, resolve_inputs
-from flows.redo import reason
 from flows.workspace import Start, Workspace
 from store.errors import UsageError
 from store.manifest import Manifest, read_manifest

@@ -1,0 +1,1 @@
+"""Looks at a workspace that no round needs: one preference explained, judges against people, drift, the champion."""
