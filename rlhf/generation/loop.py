@@ -6,8 +6,8 @@ once enough slots are free, the next prompts are read together and enter behind 
 that enter together share its prefill. Prompts are padded on the right to the longest that enters, which causal
 attention never sees.
 
-A response depends on the weights, its prompt and its seed; on the batch it happened to be generated in only by rounding,
-which now and then decides a token in bfloat16.
+A response depends on the weights, its prompt and its seed; on the batch it happened to be generated in only by
+rounding, which now and then decides a token in bfloat16.
 """
 
 from __future__ import annotations
