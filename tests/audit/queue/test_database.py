@@ -226,6 +226,31 @@ def test_locked_rows_on_postgresql_are_said(new_postgres: Callable[[], str], clo
     blocker.close()
 
 
+def test_connections_that_died_at_rest_are_replaced(
+    new_postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart of the server: nobody meets a connection that died while it rested in the pool."""
+    monkeypatch.setattr("audit.queue.database._REST_S", 0.0)
+    database = Database(new_postgres())
+    database.migrate()
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> {}"
+
+    def kill_the_rest() -> None:
+        with database.write(), database.read():
+            pass  # so that two connections rest
+        with database.read() as killer:
+            killer.execute(sa.text(kill.format("pg_backend_pid()")))
+
+    kill_the_rest()
+    with database.write() as one, database.read() as other:
+        assert one.execute(sa.text("SELECT 1")).scalar_one() == other.execute(sa.text("SELECT 1")).scalar_one()
+    monkeypatch.setattr("audit.queue.database._REST_S", 1e9)
+    kill_the_rest()
+    with pytest.raises(Busy), database.write() as one:
+        one.execute(sa.text("SELECT 1"))
+    database.close()
+
+
 def test_full_disk_is_said_and_nothing_lost(tmp_path: Path, clock: FakeClock) -> None:
     """A file system of 3 MB where the tests may mount one, else SQLite's own limit of pages."""
     folder = tmp_path / "small"
