@@ -129,7 +129,7 @@ def plan_round(round_: Planned, wait: bool = False) -> list[Step]:
         gold=config.calibration,
         gold_votes=judge / "calibration_votes.parquet" if config.calibration else None,
         prompts=config.prompts,
-        checks=config.judge_checks,
+        checks=[*config.judge_checks, *([str(judge / "canaries.json")] if config.judge.canaries else [])],
     )
     preferences = [str(aggregate / "preferences.parquet"), *start.replayed]
     reward = add(

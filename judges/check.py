@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from judges.canaries import canary_report, plan, read_corpus
+from judges.canaries import Attack, Corpus, canary_report, plan, read_corpus
 from judges.cascade import savings, total_cost
 from judges.config import JudgeStageConfig
 from judges.judge import Judge
@@ -95,9 +95,12 @@ def check_judge(
         "canaries": None,
     }
     if per_canary:
-        found = canary_report(attacks, again.votes)
-        figures["canaries"] = {"corpus": corpus.digest, "votes": account(again.votes), **found}
+        figures["canaries"] = canaries_of(corpus, attacks, again.votes)
     return Checked({**figures, "notes": _notes(figures, per_canary)}, _problem(judge, votes))
+
+
+def canaries_of(corpus: Corpus, attacks: Sequence[Attack], votes: pa.Table) -> Figures:
+    return {"corpus": corpus.digest, "votes": account(votes), **canary_report(attacks, votes)}
 
 
 def draw(gold: pa.Table, limit: int | None, seed: int) -> pa.Table:

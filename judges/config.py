@@ -32,6 +32,11 @@ class JudgeStageConfig(Config):
     rate_after: Annotated[int, Field(ge=1)] = Field(
         50, description="votes of a judge before its two rates can end the stage early; at its end they always can"
     )
+    canaries: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="attacks of each kind of the canary corpus on each judge, planted into calibration pairs (without: "
+        "the round's); their figures go to the gate",
+    )
     shards: ShardsConfig | None = Field(
         None,
         description="judge big tables in parts, on threads or a cluster; null: in one. Both rates hold in each part",

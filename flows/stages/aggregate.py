@@ -13,6 +13,7 @@ its limits, and a person's decision to go on past one, must not cost the votes: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -129,21 +130,27 @@ def _gate(
         fitted_on, answers = anchors(votes, people.p_a if people else {}, *reversed(gold))
         others = answers.filter(pc.invert(pc.is_in(answers["pair_id"], value_set=gold[1]["pair_id"].combine_chunks())))
         agreed = gold_agreement(lambda: method_of(config.method), fitted_on, gold[1], others)
-    canaries = dict(_canaries(value) for value in job.values("checks"))
+    canaries = dict(one for value in job.values("checks") for one in _canaries(value))
     return decide(
         check_gate(votes, labels, texts, config.gate, agreement=agreed, canaries=canaries), config.gate.override
     )
 
 
-def _canaries(path: str) -> tuple[str, dict[str, Any]]:
-    """Fingerprint and canary figures of a report by `rlaif judges check --json`. Raises UsageError for another file."""
-    match read_json(Path(path)):
-        case {
-            "judge": {"fingerprint": str(fingerprint)},
-            "canaries": {"all": {"flipped": int(), "attempted": int()} as all_},
-        }:
-            return fingerprint, all_
-    raise UsageError(f"{path} is no report on canaries: make it with rlaif judges check NAME --canaries 4 --json.")
+def _canaries(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Fingerprint and canary figures of a report by `rlaif judges check --json`, or of each of the judge stage's list
+    of such. Raises UsageError for another file."""
+    found = read_json(Path(path))
+    for report in found if isinstance(found, list) else [found]:
+        match report:
+            case {
+                "judge": {"fingerprint": str(fingerprint)},
+                "canaries": {"all": {"flipped": int(), "attempted": int()} as all_},
+            }:
+                yield fingerprint, all_
+            case _:
+                raise UsageError(
+                    f"{path} is no report on canaries: make it with rlaif judges check NAME --canaries 4 --json."
+                )
 
 
 def _preferences(job: Job[AggregateConfig], pairs: pa.Table, labels: pa.Table) -> Preferences:

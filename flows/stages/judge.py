@@ -3,7 +3,8 @@
 Writes pairs.parquet and votes.parquet; calibration_votes.parquet where pairs with gold winners are given; and
 member_votes.parquet, all votes of cascades' members on either, where a judge is a cascade. A pointwise judge rates
 every rollout once, and its votes follow from that: its ratings of the rollouts are in ratings.parquet, those of the
-calibration pairs' responses in calibration_ratings.parquet.
+calibration pairs' responses in calibration_ratings.parquet. With `canaries`, canaries.json says how often attacks won
+each judge over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import pyarrow.compute as pc
 
 from flows.shards.judging import MEMBERS_PART, VOTES_PART, judge_in_shards
 from flows.shards.merge import merged, open_parts
+from judges.canaries import plan, read_corpus
 from judges.cascade import savings, total_cost
+from judges.check import canaries_of, identity
 from judges.config import Judge, JudgeStageConfig, load_judge
 from judges.metrics import (
     account,
@@ -35,6 +38,7 @@ from judges.quality import fit_flaw_weights
 from judges.ratings import Rollout, is_pointwise, rate_rollouts, rating_id, rating_report, rollouts_in, rollouts_of
 from judges.swiss import play
 from store.errors import UsageError
+from store.files import write_json
 from store.sharding import ShardsConfig
 from store.stage import Job, Metrics
 from store.tables import GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
@@ -44,7 +48,7 @@ def run(job: Job[JudgeStageConfig]) -> Metrics:
     """See the module. metrics: `pairs`, `votes` (accounting), `per_judge`, `self_preference`, `judge_accuracy`,
     `agreement`, `cost` (of all votes and ratings, those on calibration pairs too, each call once); with pointwise
     judges `ratings` (accounting) and `ratings_per_judge`; with calibration pairs too, `flaw_weights` that fit them, for
-    judges of flaws.
+    judges of flaws; `canaries` where judges were attacked.
 
     Raises UsageError for input that does not fit, RlaifError where a judge passes its limits.
     """
@@ -61,6 +65,7 @@ def run(job: Job[JudgeStageConfig]) -> Metrics:
     if any(judge.members for judge in judges):
         write_table(job.out / "member_votes.parquet", VOTES, member_votes)
     ratings = _ratings(job, judges, judged.ratings, rollouts_of(rollouts, prompts), gold, tags)
+    canaries, their_cost = _canaries(job, judges, votes, gold if gold is not None else pairs)
     return {
         "pairs": pairs.num_rows,
         "prompts_without_pairs": len(pc.unique(rollouts["prompt_id"])) - len(pc.unique(pairs["prompt_id"])),
@@ -70,8 +75,9 @@ def run(job: Job[JudgeStageConfig]) -> Metrics:
             own, pairs, {one.fingerprint: own_names(one) for one in judges}, origins_of(rollouts)
         ),
         "agreement": agreement(own),
-        "cost": total_cost(votes, member_votes, judged.ratings),
+        "cost": total_cost(votes, member_votes, judged.ratings) + their_cost,
         **ratings,
+        **canaries,
         **_calibration(job, votes, gold, tags),
     }
 
@@ -196,6 +202,26 @@ def _calibration(job: Job[JudgeStageConfig], votes: pa.Table, gold: pa.Table | N
     own = _on(votes, gold)
     write_table(job.out / "calibration_votes.parquet", VOTES, own, tags)
     return {"judge_accuracy": judge_accuracy(own, gold), "calibration_votes": account(own)}
+
+
+def _canaries(
+    job: Job[JudgeStageConfig], judges: Sequence[Judge], votes: pa.Table, on: pa.Table
+) -> tuple[Metrics, float]:
+    """Attack every judge in pairs that it decided, and write what came of it; gives the metrics and the cost."""
+    config, corpus = job.config, read_corpus()
+    if not config.canaries:
+        return {}, 0.0
+    pairs, reports, cost = pairs_from_table(on), [], 0.0
+    for judge in judges:
+        own = _on(votes, on).filter(pc.equal(pc.field("fingerprint"), judge.fingerprint))
+        attacks = plan(judge, own, pairs, corpus, per_canary=config.canaries, seed=job.seed)
+        limits = Limits(config.max_error_rate, config.max_parse_failure_rate, config.rate_after)
+        with Panel([judge], seed=job.seed, limits=limits, shards=job.out / ".canaries") as panel:
+            again = panel.ask([attack.pair for attack in attacks], job.progress)
+        cost += total_cost(again.votes, again.member_votes, again.ratings)
+        reports.append({"judge": identity(judge), "canaries": canaries_of(corpus, attacks, again.votes)})
+    write_json(job.out / "canaries.json", reports)
+    return {"canaries": {report["judge"]["name"]: report["canaries"]["all"] for report in reports}}, cost
 
 
 def _joined(known: list[Pair], pairs: list[Pair]) -> list[Pair]:

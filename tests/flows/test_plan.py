@@ -35,6 +35,13 @@ def test_sft_is_left_out_when_switched_off_or_tuned(tmp_path: Path) -> None:
     assert steps[0].inputs["policy"] == [str(policy)]
 
 
+def test_the_rounds_own_attacks_reach_the_gate(tmp_path: Path) -> None:
+    without = {step.stage: step for step in plan_round(begin(tmp_path))}
+    assert not without["aggregate"].inputs.get("checks")
+    steps = {step.stage: step for step in plan_round(begin(tmp_path, "judge.canaries=2"))}
+    assert steps["aggregate"].inputs["checks"] == [str(steps["judge"].out / "canaries.json")]
+
+
 def test_stages_and_rounds_have_seeds_of_their_own() -> None:
     seeds = {stage_seed(seed, number, stage) for seed in (1, 2) for number in (1, 2) for stage in STAGES}
     assert len(seeds) == 4 * len(STAGES)

@@ -262,13 +262,14 @@ def test_the_gate_stops_the_stage_and_a_reason_passes_it(tmp_path: Path) -> None
     assert outcome.manifest.config["gate"]["override"] == "we know"
 
 
-def test_a_report_on_canaries_reaches_the_gate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [False, True], ids=["of_one_judge", "of_the_judge_stage"])
+def test_a_report_on_canaries_reaches_the_gate(tmp_path: Path, many: bool) -> None:
     votes = write_table(tmp_path / "votes.parquet", VOTES, VOTE_ROWS)
     report = {
         "judge": {"name": "j", "fingerprint": "fingerprint-of-j"},
         "canaries": {"all": {"attempted": 50, "flipped": 45}},
     }
-    checks = write_json(tmp_path / "checks.json", report)
+    checks = write_json(tmp_path / "checks.json", [report, report] if many else report)
     with pytest.raises(GateError, match=r"canary flips of j 0\.900"):
         on_files(tmp_path, {"votes": votes, "checks": checks})
     write_json(checks, {"judge": "j"})

@@ -104,6 +104,20 @@ def test_a_killed_stage_goes_on(inputs: Inputs, tmp_path: Path, monkeypatch: pyt
     assert again.drop_columns(["latency_s"]).equals(whole.drop_columns(["latency_s"]))
 
 
+def test_judges_are_attacked_where_they_decided(inputs: Inputs, tmp_path: Path) -> None:
+    """Attacks lie in the losing responses of calibration pairs, and are no votes of the round."""
+    outcome = judged(inputs, tmp_path / "out", canaries=2)
+    reports = json.loads((outcome.folder / "canaries.json").read_text())
+    assert [report["judge"]["name"] for report in reports] == ["tiny", "rules"]
+    found = outcome.manifest.metrics["canaries"]
+    assert found == {report["judge"]["name"]: report["canaries"]["all"] for report in reports}
+    assert found["rules"]["attempted"] > 20, "rules decide every calibration pair alike in both orders"
+    votes = read_table(outcome.folder / "votes.parquet", VOTES)
+    plain = judged(inputs, tmp_path / "plain").folder
+    assert votes.num_rows == read_table(plain / "votes.parquet", VOTES).num_rows
+    assert not (plain / "canaries.json").exists()
+
+
 def test_without_calibration(inputs: Inputs, tmp_path: Path) -> None:
     outcome = judged({**inputs, "calibration": []}, tmp_path / "out", pairs="all")
     assert outcome.manifest.metrics["judge_accuracy"] == {}
