@@ -40,6 +40,7 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
+from audit.config import AuditConfig  # noqa: E402
 from audit.doubt import estimated_error  # noqa: E402
 from audit.estimates import agreement, corrected_mean, hajek_mean, wilson  # noqa: E402
 from audit.inclusion import inclusion  # noqa: E402
@@ -54,6 +55,7 @@ WANTED = (93.0, 97.0)
 SIZES = ((419, 50), (419, 104), (1500, 100), (5000, 200))
 ACCURACIES = (0.6, 0.75, 0.85, 0.95)
 SELECTIONS = {"uniform": 1.0, "targeted": 0.3}
+SHARPNESS = AuditConfig().sharpness
 
 Row = tuple[bool, float, float]  # covered, width, error
 
@@ -90,7 +92,7 @@ class Board:
 def one_audit(population: Population, budget: int, uniform: float, rng: np.random.Generator) -> dict[str, Row]:
     """One draw of the audit and what every estimator makes of it; estimators without an observation are absent."""
     y, f = population.right, population.prediction
-    chance = inclusion(population.doubt, budget, uniform)
+    chance = inclusion(population.doubt, budget, uniform, sharpness=SHARPNESS)
     in_uniform = rng.random(len(y)) < chance.uniform
     drawn = in_uniform | (rng.random(len(y)) < chance.targeted)
     truth = float(y.mean())
