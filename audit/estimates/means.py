@@ -29,11 +29,10 @@ Target "judged" is the mean over these N pairs, which the audit could have found
 pairs that these are a sample of. Two corrections for small samples (benchmarks/estimates.py says how they were chosen
 and what they do): residuals are divided by 1 - leverage (HC3; MacKinnon and White 1985), which is taken as 1/2 at
 least, and V is mixed with its value for errors spread evenly over the weights, as if half an error had been seen
-there. Without the second, an audit that met none
-of a judge's rare errors on pairs of large weight would take them for impossible: errors are counted as far as the
-variance depends on their weights, so that many found where doubt was high say little of where it was low. Intervals err
-to the wide side where errors are rare (98 to 99 % for a judge that is wrong on 5 %, a hundred audits); where a judge is
-surer than it may be, coverage falls to 92 %.
+there. Without the second, an audit that met none of a judge's rare errors on pairs of large weight would take them for
+impossible. Errors are counted as far as the variance depends on their weights, so that many found where doubt was high
+say little of where it was low. Intervals err to the wide side where errors are rare (98 to 99 % for a judge that is
+wrong on 5 %, a hundred audits); where a judge is surer than it may be, coverage falls to 92 %.
 
 Interval: Wilson's with the effective sample size theta (1 - theta) / V and Student's t of as many degrees of freedom as
 Kish's sample size W^2 / sum w_i^2 leaves (Dean and Pagano 2015, for complex surveys). Wald's covers too little near 0

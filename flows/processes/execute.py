@@ -29,8 +29,8 @@ from store.stage import Outcome, Progress, silent
 ENVIRONMENT = {
     # Threads that spin while they wait slow a busy machine tenfold.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc gives large blocks back to the kernel when they are freed, and gets them anew page by page: a tensor's whole
-    # life. Kept, they cost a training step on a CPU up to a fifth less.
+    # glibc gives large blocks back to the kernel when they are freed, and gets them anew page by page, as often as a
+    # tensor is made. Where it keeps them, the tiny judge takes 1.0 s on a CPU instead of 1.35; PPO gains nothing.
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
 }

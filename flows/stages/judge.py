@@ -208,10 +208,10 @@ def _canaries(
     job: Job[JudgeStageConfig], judges: Sequence[Judge], votes: pa.Table, on: pa.Table
 ) -> tuple[Metrics, float]:
     """Attack every judge in pairs that it decided, and write what came of it; gives the metrics and the cost."""
-    config, corpus = job.config, read_corpus()
+    config = job.config
     if not config.canaries:
         return {}, 0.0
-    pairs, reports, cost = pairs_from_table(on), [], 0.0
+    corpus, pairs, reports, cost = read_corpus(), pairs_from_table(on), [], 0.0
     for judge in judges:
         own = _on(votes, on).filter(pc.equal(pc.field("fingerprint"), judge.fingerprint))
         attacks = plan(judge, own, pairs, corpus, per_canary=config.canaries, seed=job.seed)
