@@ -123,13 +123,19 @@ def test_an_engine_that_failed_is_not_used_again(policy_folder: Path, monkeypatc
     assert sampling._held._engine is None
 
 
+def interrupted(policy: Path, prompts: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Shards of 7 prompts: all of them in `whole`, and in `out` until the third fails."""
+    sampled(policy, prompts, folder / "whole", {"size": 7})
+    asked = Asked(monkeypatch, away="p020")
+    with pytest.raises(TransientError, match="away"):
+        sampled(policy, prompts, folder / "out", {"size": 7})
+    return asked
+
+
 def test_a_restart_repeats_only_what_was_not_finished(
     policy_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampled(policy_folder, prompts, tmp_path / "whole", {"size": 7})
-    asked = Asked(monkeypatch, away="p020")
-    with pytest.raises(TransientError, match="away"):
-        sampled(policy_folder, prompts, tmp_path / "out", {"size": 7})
+    asked = interrupted(policy_folder, prompts, tmp_path, monkeypatch)
     assert [names[0] for names in asked.calls] == ["p000", "p007", "p014"]
     assert not (tmp_path / "out").exists()
     asked.calls, asked.away = [], None
@@ -141,10 +147,7 @@ def test_a_restart_repeats_only_what_was_not_finished(
 def test_a_damaged_part_is_made_again(
     policy_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampled(policy_folder, prompts, tmp_path / "whole", {"size": 7})
-    asked = Asked(monkeypatch, away="p020")
-    with pytest.raises(TransientError, match="away"):
-        sampled(policy_folder, prompts, tmp_path / "out", {"size": 7})
+    asked = interrupted(policy_folder, prompts, tmp_path, monkeypatch)
     (tmp_path / ".out.partial" / ".parts" / "000001" / "rollouts.parquet").write_bytes(b"damaged")
     asked.calls, asked.away = [], None
     sampled(policy_folder, prompts, tmp_path / "out", {"size": 7})
