@@ -212,15 +212,16 @@ def check(folder: Path, kills: list[dict[str, Any]], judge: CountingJudge, whole
     asked = Counter(zip(*(votes[name].to_pylist() for name in ("pair_id", "judge", "order")), strict=True))
     once = len(asked) == wanted == votes.num_rows
     rows.append(("every vote once", once, f"{votes.num_rows} votes of {wanted}"))
-    journal = events(folder, "killed")
-    judged = next(e["time"] for e in journal if e["event"] == "finished" and e["stage"] == "judge")
-    until = datetime.fromisoformat(judged).timestamp()
-    calls, repeated = judge.repeated(0, until)
-    later, again = judge.repeated(until, math.inf)
-    most = sum(kill["stage"] == "judge" for kill in kills) * CONCURRENCY
-    text = f"{repeated} of {calls}; in flight at most {most}" + ("" if whole else " (counted since going on)")
-    rows.append(("judge calls repeated <= calls in flight", repeated <= most, text))
-    print(f"\n  Probes of PPO, which go back to the last checkpoint: {again} of {later} calls repeated.")
+    judged = next(e["time"] for e in events(folder, "killed") if e["event"] == "finished" and e["stage"] == "judge")
+    between = datetime.fromisoformat(judged).timestamp()
+    for what, stages, since, until in (
+        ("judge", ("judge",), 0.0, between),
+        ("probe and evaluation", ("ppo", "evaluate"), between, math.inf),
+    ):
+        calls, repeated = judge.repeated(since, until)
+        most = sum(kill["stage"] in stages for kill in kills) * CONCURRENCY
+        text = f"{repeated} of {calls}; in flight at most {most}" + ("" if whole else " (counted since going on)")
+        rows.append((f"{what}: calls repeated <= in flight", repeated <= most, text))
     rows.append(("no process left behind", not any(kill["orphans"] for kill in kills), ""))
     print()
     for name, fine, text in rows:

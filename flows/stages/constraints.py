@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +30,17 @@ Scorer = Callable[[Sequence[Rollout]], list[float | None]]
 
 @contextmanager
 def open_terms(
-    terms: Sequence[RewardTerm], folders: Sequence[str], about: Mapping[str, Mapping[str, Any]], seed: int
+    terms: Sequence[RewardTerm],
+    folders: Sequence[str],
+    about: Mapping[str, Mapping[str, Any]],
+    seed: int,
+    journal: Path | None = None,
 ) -> Iterator[dict[str, Term]]:
     """name -> term for each constraint among `terms`; the judges stay loaded meanwhile.
 
-    folders: of the judges that were given as constraints. about: prompt_id -> its row of the prompts table. Raises
-    UsageError where a term names a judge that was not given, or that cannot do what its kind says.
+    folders: of the judges that were given as constraints. about: prompt_id -> its row of the prompts table. journal: a
+    folder that ratings are kept in, so that a stage that was killed does not ask for them again. Raises UsageError
+    where a term names a judge that was not given, or that cannot do what its kind says.
     """
     judges = {judge.name: judge for judge in map(load_judge, folders)}
     with ExitStack() as stack:
@@ -47,7 +53,7 @@ def open_terms(
                         f"The reward term {term.name!r} asks the judge {term.judge!r}; given as constraint: {given}. "
                         "Give its folder as constraint."
                     )
-                found[term.name] = _term(term, _scorer(term, judges[term.judge], seed, stack), about)
+                found[term.name] = _term(term, _scorer(term, judges[term.judge], seed, journal, stack), about)
         yield found
 
 
@@ -67,7 +73,7 @@ def _term(term: ConstraintTerm, score: Scorer, about: Mapping[str, Mapping[str, 
     return values
 
 
-def _scorer(term: ConstraintTerm, judge: Judge, seed: int, stack: ExitStack) -> Scorer:
+def _scorer(term: ConstraintTerm, judge: Judge, seed: int, journal: Path | None, stack: ExitStack) -> Scorer:
     if term.kind == "rule":
         score_responses(judge, [])  # refuses a judge that is no program now, and not in the first update
         return lambda rollouts: [score.value for score in score_responses(judge, [_item(one) for one in rollouts])]
@@ -80,7 +86,11 @@ def _scorer(term: ConstraintTerm, judge: Judge, seed: int, stack: ExitStack) -> 
 
     def rate(rollouts: Sequence[Rollout]) -> list[float | None]:
         unique = {rollout.rollout_id: rollout for rollout in rollouts}
-        ratings = scored(judge, inquiry_about_rollouts(judge, list(unique.values())).run(backend, seed=seed))
+        # A folder for each batch: it is read whole, and a long run rates many.
+        folder = journal / short_id(*unique) if journal else None
+        ratings = scored(
+            judge, inquiry_about_rollouts(judge, list(unique.values())).run(backend, seed=seed, shards=folder)
+        )
         by_id = dict(zip(ratings["rollout_id"].to_pylist(), ratings["score"].to_pylist(), strict=True))
         return [by_id.get(rollout.rollout_id) for rollout in rollouts]
 

@@ -1,4 +1,5 @@
-"""PPO stage: out/policy, out/updates.parquet and out/samples.parquet. Checkpoints lie in out/.checkpoints meanwhile."""
+"""PPO stage: out/policy, out/updates.parquet and out/samples.parquet. Checkpoints and what judges
+said lie in out/.checkpoints, .probe and .constraints meanwhile: after a kill neither work nor a call is done twice."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def run(job: Job[PPOConfig]) -> Metrics:
     main = compute.world.is_main
     with (
         tracking(config, "ppo", job.out, main) as log,
-        open_terms(config.terms, job.values("constraint"), about, job.seed) as judged,
+        open_terms(config.terms, job.values("constraint"), about, job.seed, job.out / ".constraints") as judged,
         open_probe(job, main) as probe,
         open_engine(job.value("policy"), config, compute) as engine,
     ):
@@ -77,6 +78,7 @@ def run(job: Job[PPOConfig]) -> Metrics:
 def open_probe(job: Job[PPOConfig], main: bool = True) -> Iterator[Probe | None]:
     """The judges of the live probe, loaded once for the whole stage; None without judges or where it is off.
 
+    Updates since the last checkpoint are made again after a kill, with the same responses, whose votes are kept.
     `main`: whether this process is the one that asks them; the others are handed its answers.
     """
     if not job.given("judge") or not job.config.probe.every:
@@ -89,7 +91,8 @@ def open_probe(job: Job[PPOConfig], main: bool = True) -> Iterator[Probe | None]
         row["prompt_id"]: (row["group"], row["split"], row["reference"])
         for row in read_prompts(Path(job.value("prompts")), job.config.splits)
     }
-    with Panel([load_judge(value) for value in job.values("judge")], seed=job.seed) as panel:
+    judges = [load_judge(value) for value in job.values("judge")]
+    with Panel(judges, seed=job.seed, shards=job.out / ".probe") as panel:
 
         def probe(items: Sequence[ProbeItem]) -> Wins:
             ids: list[str | None] = []

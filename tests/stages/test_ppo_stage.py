@@ -86,6 +86,24 @@ def test_probe_counts_identical_responses_as_half(tmp_path: Path) -> None:
         assert probe is None
 
 
+def test_a_probe_asked_again_after_a_kill_calls_no_judge(tmp_path: Path) -> None:
+    inputs = {"prompts": write_prompts(tmp_path), "judge": ["tiny-oracle"], "policy": "x", "reward": "x"}
+    items = [ProbeItem("p1", "cat why", "The cat likes the sea.", ""), ProbeItem("p0", "dog why", "dog", "a dog")]
+
+    def asked(some: list[ProbeItem]) -> tuple[list[float | None], list[bytes]]:
+        with open_probe(job("ppo", tmp_path / "out", CONFIG, inputs)) as probe:
+            assert probe is not None
+            wins = probe(some)
+        return wins, [path.read_bytes() for path in sorted((tmp_path / "out/.probe").rglob("*.jsonl"))]
+
+    (first,), rows = asked(items[:1])
+    wins, more = asked(items)
+    assert wins[0] == first
+    assert more[0] == rows[0]
+    assert sum(map(len, more)) > sum(map(len, rows))
+    assert asked(items) == (wins, more)
+
+
 def test_cut_distributions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="PPO needs the full distribution"):
         run("ppo", tmp_path / "out", {"decoding": {"top_p": 0.9}}, {})

@@ -61,6 +61,19 @@ def test_a_judge_that_rates_is_asked_once_for_equal_responses() -> None:
     assert len(set(values.tolist())) == 2
 
 
+def test_a_batch_rated_before_a_kill_is_not_rated_again(tmp_path: Path) -> None:
+    def rated(*texts: str) -> tuple[list[float], dict[str, bytes]]:
+        with open_terms([term("judge", "tiny-rater")], ["tiny-rater"], ABOUT, 0, tmp_path) as found:
+            values = found["polite"](responses(*texts)).tolist()
+        return values, {str(path): path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+
+    first = rated("A dog barks.", "praking the the")
+    assert first[1]
+    assert rated("A dog barks.", "praking the the") == first
+    _, more = rated("A dog sleeps.", "praking the the")
+    assert more.items() > first[1].items()
+
+
 def test_what_the_judge_could_not_rate_has_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault: the judge's replies to one, then to all, cannot be read."""
     silent: set[str] = {"maybe dog"}
