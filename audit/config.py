@@ -26,7 +26,7 @@ class DoubtWeights(Config):
     disagreement: Weight = Field(1.0, description="judges are on different sides")
     order_flips: Weight = Field(1.0, description="judges change their mind with the order")
     new_group: Weight = Field(1.0, description="no audit of an earlier round has a verdict on the pair's group")
-    canary: Weight = Field(1.0, description="the votes mark the pair as a canary")
+    canary: Weight = Field(1.0, description="canaries planted into the pair won judges over")
     gate_failure: Weight = Field(1.0, description="judges gave no valid answer: abstained, could not be parsed, failed")
 
 

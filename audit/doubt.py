@@ -14,7 +14,7 @@ Without, there are three views of the votes alone, each in 0..1/2:
 Three flags of strength s in 0..1, where the votes cannot tell the error rate, so that it is taken as 1/2, unknown:
 
     new group     1 where no audit has a verdict on the pair's group, though there were audits;
-    canary        1 where a vote marks the pair as a canary, in a column `canary` of the votes;
+    canary        the share of the attacks on the pair that won a judge over, where any were planted (judge.canaries);
     gate failure  the share of the votes without a valid answer (abstain, parse failure, error).
 
 The doubt is their weighted mean; a view that nothing is known of, and a flag that is not raised, have no part in it:
@@ -39,6 +39,7 @@ import pyarrow.compute as pc
 
 from audit.config import DoubtWeights
 from audit.opinions import Floats, Opinions
+from store.errors import UsageError
 from store.tables import Status
 
 UNKNOWN = 0.5
@@ -49,30 +50,54 @@ EQUAL = DoubtWeights()
 
 @dataclass(frozen=True)
 class Flags:
-    """[N] strengths in 0..1, in the row order of the pairs."""
+    """[N] strengths in 0..1, in the row order of the pairs. `attacks`: [N] how many `canary` is a share of."""
 
     new_group: Floats
     canary: Floats
     gate_failure: Floats
+    attacks: Floats
 
     @classmethod
     def none(cls, n: int) -> Flags:
-        return cls(np.zeros(n), np.zeros(n), np.zeros(n))
+        return cls(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n))
+
+    @property
+    def strengths(self) -> dict[str, Floats]:
+        """By the names of their weights."""
+        return {"new_group": self.new_group, "canary": self.canary, "gate_failure": self.gate_failure}
 
 
-def raise_flags(pairs: pa.Table, votes: pa.Table, audited_groups: Collection[str]) -> Flags:
+def raise_flags(
+    pairs: pa.Table, votes: pa.Table, audited_groups: Collection[str], attacks: pa.Table | None = None
+) -> Flags:
     """`audited_groups`: the groups with a verdict of an earlier audit. Empty means that there was none, so that every
-    group is as new as any other, and no flag is raised."""
+    group is as new as any other, and no flag is raised. `attacks`: ATTACKS on some of the pairs, by any judges.
+
+    Raises UsageError for an attack on a pair that is not there."""
     new = [bool(audited_groups) and group not in audited_groups for group in pairs["group"].to_pylist()]
     rows = pc.index_in(votes["pair_id"], value_set=pairs["pair_id"].combine_chunks()).to_numpy()
     answered = pc.is_in(votes["status"], pa.array([Status.SCORED.value, Status.TIE.value])).to_numpy()
     n = pairs.num_rows
     cast = np.bincount(rows, minlength=n).astype(np.float64)
     failed = np.bincount(rows, weights=~answered, minlength=n).astype(np.float64)
-    marks: list[object] = votes["canary"].to_pylist() if "canary" in votes.column_names else []
-    canary = np.zeros(n)
-    canary[rows[[bool(mark) for mark in marks]] if marks else []] = 1.0
-    return Flags(np.array(new, dtype=np.float64), canary, np.nan_to_num(_share(failed, cast)))
+    tried, won = _attacked(pairs, attacks) if attacks is not None else (np.zeros(n), np.zeros(n))
+    canary, failure = np.nan_to_num(_share(won, tried)), np.nan_to_num(_share(failed, cast))
+    return Flags(np.array(new, dtype=np.float64), canary, failure, tried)
+
+
+def _attacked(pairs: pa.Table, attacks: pa.Table) -> tuple[Floats, Floats]:
+    """[N] attacks on each pair, and how many of them won a judge over. One without an answer did not."""
+    at = pc.index_in(attacks["pair_id"], value_set=pairs["pair_id"].combine_chunks())
+    if at.null_count:
+        stranger = attacks.filter(pc.is_null(at))["pair_id"][0].as_py()
+        raise UsageError(
+            f"The attacks are on the pair {stranger!r}, which is not among the {pairs.num_rows} judged pairs: give the "
+            f"attacks.parquet of the judge stage that made the pairs."
+        )
+    rows, n = at.to_numpy(), pairs.num_rows
+    won = pc.equal(attacks["outcome"], "flipped").to_numpy()
+    tried = np.bincount(rows, minlength=n).astype(np.float64)
+    return tried, np.bincount(rows, weights=won, minlength=n).astype(np.float64)
 
 
 def views(opinions: Opinions, labels: Floats | None = None) -> dict[str, Floats]:
@@ -99,7 +124,7 @@ def estimated_error(
         known = ~np.isnan(value)
         w = getattr(weights, name) * known
         total, weight = total + w * np.where(known, value, 0), weight + w
-    for name, strength in vars(flags).items() if flags else ():
+    for name, strength in flags.strengths.items() if flags else ():
         w = getattr(weights, name) * strength
         total, weight = total + w * UNKNOWN, weight + w
     u = _share(total, weight)
@@ -141,7 +166,7 @@ def explain(
         if (w := getattr(weights, name)) > 0:
             for i in np.flatnonzero(~np.isnan(value)):
                 parts[i].append(f"{_words(name)} {value[i]:.2f} x {w:g}")
-    for name, strength in vars(flags).items() if flags else ():
+    for name, strength in flags.strengths.items() if flags else ():
         if (w := getattr(weights, name)) > 0:
             for i in np.flatnonzero(strength):
                 parts[i].append(f"{_words(name)} {UNKNOWN:.2f} x {w * strength[i]:.3g}")
@@ -153,7 +178,8 @@ def _raised(flags: Flags, i: int) -> list[str]:
     if flags.new_group[i]:
         found.append("its group is new to audits")
     if flags.canary[i]:
-        found.append("a canary")
+        tried, won = int(flags.attacks[i]), round(flags.canary[i] * flags.attacks[i])
+        found.append(f"{won} of {tried} attack{'s' * (tried > 1)} on it won a judge over")
     if flags.gate_failure[i]:
         found.append(f"{100 * flags.gate_failure[i]:.0f} % of the votes without a valid answer")
     return found

@@ -18,7 +18,7 @@ from typing import Literal
 from audit.answers import Batch
 from audit.inbox import Deliveries
 from audit.ledger import Ledger, Reading
-from audit.verdicts import handled
+from audit.verdicts import Verdict, handled
 from store.files import read_json, write_json
 from store.stage import Progress, silent
 
@@ -50,12 +50,21 @@ class Look:
 
 
 class Gate:
-    """The gate of one batch, with its durable state."""
+    """The gate of one batch, with its durable state. `counts`: whether a verdict is one that it waits for; asked anew
+    at each look, after what has arrived was taken in."""
 
-    def __init__(self, batch: Batch, rule: Rule, deliveries: Deliveries, state: Path, clock: Callable[[], datetime]):
+    def __init__(
+        self,
+        batch: Batch,
+        rule: Rule,
+        deliveries: Deliveries,
+        state: Path,
+        clock: Callable[[], datetime],
+        counts: Callable[[Verdict], bool] = lambda _: True,
+    ):
         self.batch, self.rule, self._deliveries, self._clock = batch, rule, deliveries, clock
         self.deadline = _began(state, clock) + timedelta(seconds=rule.timeout_s)
-        self.ledger = Ledger(state / "ledger.jsonl", batch)
+        self.ledger, self._counts = Ledger(state / "ledger.jsonl", batch), counts
 
     def look(self) -> Look:
         """Take in what has arrived, then say whether the gate is open. The time is read first: what arrives later than
@@ -63,7 +72,7 @@ class Gate:
         now = self._clock()
         passed = now >= self.deadline
         taken = [self.ledger.take(delivery, now, late=passed) for delivery in self._deliveries()]
-        done = handled(self.ledger.verdicts.values(), self.rule.overlap, self.rule.skips_count)
+        done = handled(filter(self._counts, self.ledger.verdicts.values()), self.rule.overlap, self.rule.skips_count)
         count = sum(pair_id in self.batch.chances for pair_id in done)
         asked = len(self.batch.chances)
         # The small subtraction keeps a quota such as 0.7 of 10 from asking for 8 through rounding.

@@ -82,7 +82,7 @@ def ask_queue(terms: Terms, selected: Selected, guidelines: Guidelines) -> Heard
         source = QueueDeliveries(queue.database, need_batch(queue, name))
         batch = Batch(selected.chances, lambda pair_id: shown_left(terms.seed, pair_id), set(selected.gold_ids))
         rule = Rule(terms.config.quota, terms.config.overlap, terms.config.timeout_s, skips_count=False)
-        gate = Gate(batch, rule, source, terms.state, terms.clock)
+        gate = Gate(batch, rule, source, terms.state, terms.clock, source.fills)
         found = look(terms, gate)
         counted = count(gate.ledger.verdicts.values(), source.table)
         late = collect_late(terms.earlier, current, of_earlier)
@@ -145,11 +145,21 @@ class QueueDeliveries:
     batch_id: str
 
     def __post_init__(self) -> None:
+        self._look()
+
+    def _look(self) -> None:
         self.table = export_verdicts(self.database, self.batch_id)
+        rows = self.table.to_pylist()
+        self._aside, self._settled = {row["auditor"] for row in rows if row["quarantined"]}, _settled(rows)
+
+    def fills(self, verdict: Verdict) -> bool:
+        """Whether nobody else is asked in its stead: one of a person in quarantine is waited for again, unless a lead
+        settled the pair. As of the last call."""
+        return verdict.auditor not in self._aside or verdict.pair_id in self._settled
 
     def __call__(self) -> Iterable[Delivery]:
         """`table` holds the queue's own rows as of the last call."""
-        self.table = export_verdicts(self.database, self.batch_id)
+        self._look()
         rows = self.table.to_pylist()
         entries = tuple(Entry(f"verdict {row['verdict_id']}", _answer(row)) for row in rows)
         # Rows are append-only: the same ids are the same content.
@@ -170,12 +180,7 @@ def count(verdicts: Iterable[Verdict], queue_rows: pa.Table) -> Counted:
     """Which verdicts count, told by the queue's own rows on them."""
     rows = queue_rows.to_pylist()
     of = {row["verdict_id"]: row for row in rows}
-    replaced = {row["supersedes"] for row in rows}
-    settled = {
-        row["pair_id"]
-        for row in rows
-        if row["kind"] == VerdictKind.ADJUDICATION and row["verdict_id"] not in replaced and not row["quarantined"]
-    }
+    settled = _settled(rows)
     left_out = dict.fromkeys(("quarantined", "settled_by_a_lead"), 0)
     kept, gold = [], []
     for verdict in verdicts:
@@ -189,6 +194,16 @@ def count(verdicts: Iterable[Verdict], queue_rows: pa.Table) -> Counted:
         else:
             kept.append(verdict)
     return Counted(kept, gold, left_out)
+
+
+def _settled(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The pairs on which the verdict of a lead is in force."""
+    replaced = {row["supersedes"] for row in rows}
+    return {
+        row["pair_id"]
+        for row in rows
+        if row["kind"] == VerdictKind.ADJUDICATION and row["verdict_id"] not in replaced and not row["quarantined"]
+    }
 
 
 def said_in(queue: Queue, name: str) -> Counted | None:

@@ -8,8 +8,8 @@
     draws to a judge.
 4.  llmbar: accuracy of six real judges and of their panel on the 419 LLMBar pairs, whose gold plays the people; pairs
     are placed by our own selection.
-5.  ppi: against ppi-python at equal inclusion probabilities, if it is installed (`pip install --no-deps ppi-python
-    numba`, in an environment of its own: it installs a package called `tests`).
+5.  ppi: against ppi-python at equal inclusion probabilities, in an environment of its own (peers.py, made the first
+    time: it installs a package called `tests`).
 6.  pandalm: agreement of the three PandaLM annotators.
 
 A line gives, for each estimator, coverage of the 95 % interval in percent, its mean width and the estimator's bias, in
@@ -29,6 +29,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ from audit.doubt import estimated_error  # noqa: E402
 from audit.estimates import agreement, corrected_mean, hajek_mean, wilson  # noqa: E402
 from audit.inclusion import inclusion  # noqa: E402
 from audit.opinions import Opinions, opinions  # noqa: E402
+from benchmarks import peers  # noqa: E402
 from benchmarks.estimates_populations import KINDS, Array, Population, contested, judged  # noqa: E402
 from benchmarks.labels_llmbar import read  # noqa: E402
 from benchmarks.simulated_panels import REGIMES, gold_table, panel, votes_table  # noqa: E402
@@ -56,6 +58,7 @@ SIZES = ((419, 50), (419, 104), (1500, 100), (5000, 200))
 ACCURACIES = (0.6, 0.75, 0.85, 0.95)
 SELECTIONS = {"uniform": 1.0, "targeted": 0.3}
 SHARPNESS = AuditConfig().sharpness
+PPI = ("ppi-python==0.2.3", "numba==0.68.1", "numpy==2.4.6", "pandas==3.1.1", "scipy==1.17.1", "statsmodels==0.15.0")
 
 Row = tuple[bool, float, float]  # covered, width, error
 
@@ -204,31 +207,39 @@ def llmbar(board: Board, draws: int) -> None:
     board.total()
 
 
-def ppi(draws: int) -> None:
-    try:
-        from ppi_py import ppi_mean_ci, ppi_mean_pointestimate
-    except ImportError:
-        print("ppi-python: left out, it is not installed")
-        return
-    value, width, fixed = [], [], []
-    for seed in range(min(draws, 200)):
+def ppi(draws: int, environments: Path) -> None:
+    draws, pairs, audited = min(draws, 200), 1000, 150
+    ours, given = [], defaultdict(list)
+    for seed in range(draws):
         rng = np.random.default_rng(seed)
-        population = judged("overconfident", 0.8, 1000, rng)
-        drawn = np.zeros(1000, dtype=np.bool_)
-        drawn[rng.choice(1000, 150, replace=False)] = True
+        population = judged("overconfident", 0.8, pairs, rng)
+        drawn = np.sort(rng.choice(pairs, audited, replace=False))
         y, f = population.right, population.prediction
-        ours = corrected_mean(y[drawn], np.full(150, 0.15), f[drawn], f, target="all")
-        assert ours is not None
-        theirs = float(np.squeeze(ppi_mean_pointestimate(y[drawn], f[drawn], f[~drawn])))
-        low, high = (float(np.squeeze(end)) for end in ppi_mean_ci(y[drawn], f[drawn], f[~drawn], alpha=0.05))
-        same = ppi_mean_pointestimate(y[drawn], f[drawn], f[~drawn], lam=ours.tuning * 0.85)
-        fixed.append(abs(ours.value - float(np.squeeze(same))))
-        value.append((ours.value - theirs) / ours.std_error)
-        width.append((ours.high - ours.low) / (high - low))
+        one = corrected_mean(y[drawn], np.full(audited, audited / pairs), f[drawn], f, target="all")
+        assert one is not None
+        ours.append(one)
+        # Ours corrects the mean of all pairs' predictions, theirs that of the pairs without an answer.
+        tuning = one.tuning * (1 - audited / pairs)
+        for name, value in (("right", y), ("prediction", f), ("drawn", drawn), ("tuning", tuning)):
+            given[name].append(value)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "draws.npz"
+        parts = {name: np.array(values) for name, values in given.items()}
+        np.savez(path, allow_pickle=False, **parts)
+        theirs = peers.run(
+            peers.python(environments, "ppi", PPI), ROOT / "benchmarks" / "estimates_ppi.py", [str(path)], 1
+        )
+    value, error, width = (
+        np.array([row[at] for row in ((one.value, one.std_error, one.high - one.low) for one in ours)])
+        for at in range(3)
+    )
+    fixed = np.abs(value - theirs["same"])
+    apart = np.abs(value - theirs["value"]) / error
+    wider = width / (np.array(theirs["high"]) - theirs["low"])
     print(
-        f"ppi-python, {len(value)} draws of 150 of 1,000 pairs: with the same lambda estimates differ by "
-        f"{np.max(fixed):.1e} at most; with lambdas of their own by {np.mean(np.abs(value)):.3f} standard errors on "
-        f"average, {np.max(np.abs(value)):.3f} at most; our interval is {np.mean(width):.3f} times as wide"
+        f"{PPI[0]}, {draws} draws of {audited} of {pairs:,} pairs: with the same lambda estimates differ by "
+        f"{fixed.max():.1e} at most; with lambdas of their own by {apart.mean():.3f} standard errors on average, "
+        f"{apart.max():.3f} at most; our interval is {wider.mean():.3f} times as wide"
     )
 
 
@@ -254,6 +265,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="simulated audits a line [1000]")
     parser.add_argument("--all", action="store_true", help="print every draw: seed:error of the corrected estimate")
     parser.add_argument("--part", choices=PARTS, action="append", help="one part only; may be repeated")
+    peers.add_option(parser)
     given = parser.parse_args()
     board = Board(given.all)
     for part in given.part or PARTS:
@@ -266,7 +278,7 @@ def main() -> None:
         elif part == "llmbar":
             llmbar(board, given.draws)
         elif part == "ppi":
-            ppi(given.draws)
+            ppi(given.draws, given.environments)
         else:
             pandalm()
 

@@ -2,7 +2,8 @@
 
 1.  LLMBar: every method with 0, 5, 20, 50 and 100 gold pairs (labels_llmbar.py).
 2.  LLMBar: twenty gold pairs and eighty-four verdicts placed by the audit's selection (labels_selection.py).
-3.  A million votes on a hundred thousand pairs: seconds, memory, and files against pyarrow's own (labels_speed.py).
+3.  A million votes on a hundred thousand pairs: seconds, memory, and files against pyarrow's own (labels_speed.py);
+    and the whole stage from files to files, as a user runs it (labels_stage.py).
 4.  Simulated panels: `--part methods` compares the methods, `--part forms` is how the form and the constants of the
     stack were chosen (labels_simulated.py), `--part placing` how the sharpness of the audit was (labels_selection.py).
     All three are left out unless asked for.
@@ -73,6 +74,18 @@ def speed() -> None:
             verdict(f"{name} {side}", told, f">= {100 * FILE_SPEED:.0f} %", figures[side] >= FILE_SPEED)
 
 
+def stage() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "benchmarks" / "labels_stage.py"), folder]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = json.loads(told.splitlines()[-1])
+    seconds, peak = found["seconds"], found["peak_mb"]
+    what = "rlaif stage aggregate, from files to files"
+    print(f"  {found['cpu_s']:.2f} s of CPU time in all threads")
+    verdict(what, f"{seconds:.2f} s", f"<= {SECONDS} s", seconds <= SECONDS)
+    verdict("its peak memory", f"{peak:.0f} MB", f"<= {MEMORY_MB:.0f} MB", peak <= MEMORY_MB)
+
+
 def verdict(what: str, found: str, wanted: str, fine: bool) -> None:
     print(f"  {'ok  ' if fine else 'MISS'} {what}: {found} (wanted {wanted})")
 
@@ -92,6 +105,7 @@ def main() -> None:
             audited(given.draws, given.all)
         elif part == "speed":
             speed()
+            stage()
         elif part == "placing":
             labels_selection.placing(range(*given.seeds))
         elif part == "methods":

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from judges.aggregation.labels import checked_votes
+from judges.aggregation.lengths import with_lengths
 from judges.aggregation.methods import METHODS
 from judges.aggregation.slots import over_orders, slot_votes
 from store.tables import GOLD, VOTES, conform
@@ -30,7 +31,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bench:
-    """`votes` (VOTES) and `gold` (GOLD) of all pairs, gold in the order of its pair ids."""
+    """`votes` (VOTES, with lengths) and `gold` (GOLD) of all pairs, gold in the order of its pair ids."""
 
     votes: pa.Table
     gold: pa.Table
@@ -61,7 +62,7 @@ def read(folder: Path) -> Bench:
         votes = [_vote(row) for row in csv.DictReader(stream)]
     table = conform(pa.Table.from_pylist(gold), GOLD, "LLMBar").sort_by("pair_id")
     checked, _ = checked_votes(pa.Table.from_pylist(votes, schema=VOTES.schema), table)
-    return Bench(checked, table)
+    return Bench(with_lengths(checked, table), table)
 
 
 def _vote(row: dict[str, str]) -> dict[str, object]:

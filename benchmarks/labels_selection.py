@@ -25,7 +25,7 @@ from audit.opinions import opinions
 from audit.selection import NONE
 from audit.selection import draw as draw_audit
 from benchmarks.labels_llmbar import Array, Bench, judged, scored, truth
-from benchmarks.simulated_panels import REGIMES, gold_table, panel, votes_table
+from benchmarks.simulated_panels import REGIMES, gold_table, measured, panel
 from judges.aggregation.stacked import StackedJudges
 
 GOLD, BUDGET, UNIFORM = 20, 84, 0.3
@@ -130,7 +130,7 @@ def placing(seeds: range) -> None:
 
 def _simulated(regime: str, seed: int) -> Bench:
     drawn = panel(seed, regime)
-    return Bench(votes_table(drawn), gold_table(drawn, np.arange(len(drawn.truth))))
+    return Bench(measured(drawn), gold_table(drawn, np.arange(len(drawn.truth))))
 
 
 def _mean(made: list[Round], name: str) -> float:

@@ -6,25 +6,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.labels_llmbar import judged, scored
-from benchmarks.simulated_panels import REGIMES, gold_table, panel, votes_table
+from benchmarks.simulated_panels import REGIMES, gold_table, measured, panel
 from judges.aggregation import stacked
 from judges.aggregation.methods import METHODS
 
 SIZES = (0, 5, 20, 50, 100)
-FORMS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float]] = {
-    "shipped": (stacked.STRENGTHS, stacked.RIDGES, stacked.APART),
-    "judges apart (K = I)": (stacked.STRENGTHS, stacked.RIDGES, 1.0),
-    "half apart": (stacked.STRENGTHS, stacked.RIDGES, 0.5),
-    "one model, c 0, r 1, K = I": ((0.0,), (1.0,), 1.0),
-    "one model, c 2, r 2, K = I": ((2.0,), (2.0,), 1.0),
-    "one model, c 2, r 1": ((2.0,), (1.0,), stacked.APART),
-    "c 0, 2, 4": ((0.0, 2.0, 4.0), stacked.RIDGES, stacked.APART),
-    "c 2": ((2.0,), stacked.RIDGES, stacked.APART),
-    "r 1/4, 1, 4": (stacked.STRENGTHS, (0.25, 1.0, 4.0), stacked.APART),
+
+
+class Form(NamedTuple):
+    """The constants of `judges.aggregation.stacked`."""
+
+    strengths: tuple[float, ...] = stacked.STRENGTHS
+    ridges: tuple[float, ...] = stacked.RIDGES
+    apart: float = stacked.APART
+    with_length: tuple[bool, ...] = stacked.WITH_LENGTH
+
+
+FORMS = {
+    "shipped": Form(),
+    "no lengths": Form(with_length=(False,)),
+    "always lengths": Form(with_length=(True,)),
+    "judges apart (K = I)": Form(apart=1.0),
+    "half apart": Form(apart=0.5),
+    "one model, c 0, r 1, K = I": Form((0.0,), (1.0,), 1.0),
+    "one model, c 2, r 2, K = I": Form((2.0,), (2.0,), 1.0),
+    "one model, c 2, r 1": Form((2.0,), (1.0,)),
+    "c 0, 2, 4": Form((0.0, 2.0, 4.0)),
+    "c 2": Form((2.0,)),
+    "r 1/4, 1, 4": Form(ridges=(0.25, 1.0, 4.0)),
 }
 
 
@@ -35,13 +49,17 @@ def methods(seeds: range) -> None:
 
 def choose(seeds: range) -> None:
     """Forms of the stack: single models (prior strength, ridge), and averages of several by evidence."""
-    kept = stacked.STRENGTHS, stacked.RIDGES, stacked.APART
     try:
         for name, form in FORMS.items():
-            stacked.STRENGTHS, stacked.RIDGES, stacked.APART = form  # type: ignore[assignment]
+            _take(form)
             _compare({name: stacked.StackedJudges}, seeds)
     finally:
-        stacked.STRENGTHS, stacked.RIDGES, stacked.APART = kept
+        _take(Form())
+
+
+def _take(form: Form) -> None:
+    for constant, value in form._asdict().items():
+        setattr(stacked, constant.upper(), value)
 
 
 def _compare(makers: dict[str, Callable[[], object]], seeds: range) -> None:
@@ -52,7 +70,7 @@ def _compare(makers: dict[str, Callable[[], object]], seeds: range) -> None:
             found: dict[int, list[tuple[float, float, float, float]]] = {size: [] for size in SIZES}
             for seed in seeds:
                 world = panel(seed, regime)
-                votes = votes_table(world)
+                votes = measured(world)
                 order = np.random.default_rng([seed, 7]).permutation(len(world.truth))
                 rest = np.sort(order[max(SIZES) :])
                 ids = gold_table(world, np.arange(len(world.truth)))["pair_id"]

@@ -27,8 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.special import expit
 
+from judges.aggregation.lengths import LENGTH
 from store.tables import GOLD, VOTES
 
 Array = npt.NDArray[np.float64]
@@ -39,12 +41,14 @@ REGIMES = {"clear": (0.0, 0.03), "noisy": (0.03, 0.12), "murky": (0.12, 0.3)}
 
 @dataclass(frozen=True)
 class Panel:
-    """`p_a`: [2, N, J], order ab then ba, nan where there is no vote. `truth`: [N], +1 where a is better, else -1."""
+    """`p_a`: [2, N, J], order ab then ba, nan where there is no vote. `truth`: [N], +1 where a is better, else -1.
+    `length`: [N] log-ratio of the lengths of a and b."""
 
     p_a: Array
     truth: Array
     soft: bool
     noise: float
+    length: Array
 
 
 def panel(seed: int, regime: str, pairs: int | None = None, judges: int | None = None) -> Panel:
@@ -75,7 +79,11 @@ def panel(seed: int, regime: str, pairs: int | None = None, judges: int | None =
         jitter = rng.normal(0, 0.5, (n, j))
         u = skill * (ease * seen)[:, None] + nuisance @ follow.T + sign * slot + own + jitter
         votes.append(expit(sharp * u) if soft else (u > 0).astype(float))
-    return Panel(np.where(missing, np.nan, np.stack(votes)), truth, soft, noise)
+    # In every other panel the length shows something of the first taste that judges share, in the others nothing.
+    shown = rng.uniform(0.2, 0.9) * (rng.random() < 0.5)
+    taste = nuisance[:, 0] / nuisance[:, 0].std()
+    length = 0.5 * (shown * taste + np.sqrt(1 - shown**2) * rng.normal(size=n))
+    return Panel(np.where(missing, np.nan, np.stack(votes)), truth, soft, noise, length)
 
 
 def votes_table(panel: Panel) -> pa.Table:
@@ -109,6 +117,12 @@ def votes_table(panel: Panel) -> pa.Table:
     }
     absent = {field.name: pa.nulls(len(p), field.type) for field in VOTES.schema if field.name not in columns}
     return pa.table(columns | absent).select(VOTES.schema.names).cast(VOTES.schema)
+
+
+def measured(panel: Panel) -> pa.Table:
+    """The panel's VOTES with the lengths of the responses, as methods are given them where there are texts."""
+    votes = votes_table(panel)
+    return votes.append_column(LENGTH, pa.array(panel.length[pc.cast(votes["pair_id"], pa.int64()).to_numpy()]))
 
 
 def gold_table(panel: Panel, chosen: npt.NDArray[np.int64]) -> pa.Table:

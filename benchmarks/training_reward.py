@@ -74,7 +74,7 @@ def ours(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def order(count: int, options: dict[str, Any]) -> list[int]:
     """The rows in the order in which our side trains on them, all epochs one after another."""
-    from rlhf.sft import batches
+    from rlhf.curve import batches
 
     drawn = batches(count, options["batch"], options["seed"])
     return [index for _ in range(count * options["epochs"] // options["batch"]) for index in next(drawn)]

@@ -3,7 +3,7 @@
 Stages run on local files, as in a folder. Before a stage its inputs are fetched, after it its outputs are uploaded, the
 manifest last; meanwhile its unfinished work is mirrored. The bucket is what counts: a stage directory that is complete
 there replaces the one here. Records (configs, journals, the registry, reports) go both ways. Only the holder of the
-lease writes.
+lease writes; but looks at the champion and askings of anchors, which are only ever added, need none.
 
 The copy lies below $RLAIF_CACHE, or the user's cache directory; it may be deleted between runs. Seconds after which a
 dead machine's lease ends: $RLAIF_LEASE_SECONDS (60); between two mirrored snapshots: $RLAIF_MIRROR_SECONDS (30).
@@ -26,7 +26,7 @@ from store.errors import RlaifError, UsageError
 from store.files import append_line, atomic_write, explain_os_errors, read_json, write_json, write_text
 from store.hashing import hash_json
 from store.manifest import MANIFEST, REDO
-from store.remote import folders
+from store.remote import added, folders
 from store.remote.bucket import Bucket, remote_url
 from store.remote.lease import Lease
 from store.remote.mirror import Mirror
@@ -41,7 +41,11 @@ _SYNCED = ".synced.json"
 _RECORD = re.compile(
     r"rounds/\d+/(round\.yaml|round\.json|journal\.jsonl|report\.html)|registry/(?:[^./][^/]*/)*[^./][^/]*"
 )
-_MIRROR = ".mirror"
+_ADDED = re.compile(r"anchors/(?:[^./][^/]*/)*[^./][^/]*")
+_DECISION = re.compile(r"rounds/\d+/promote/" + MANIFEST)
+_LOOK = re.compile(r"monitor/(\d+T\d+Z)/\w+")
+MIRROR = ".mirror"
+"""Folder of a round in the bucket that holds unfinished work."""
 _SHOWN = re.compile(r"rounds/\d+/[a-z]+/[a-z_]+\.json")
 """What `status` and `lineage` read of stages: manifests and small results."""
 
@@ -80,7 +84,8 @@ class Remote:
         return remote
 
     def fetch_records(self) -> None:
-        """Records as the bucket has them, and of a view manifests too; what only this copy changed stays."""
+        """Records and decisions as the bucket has them, and of a view manifests too; what only this copy changed
+        stays."""
         there = self.bucket.keys()
         wanted = [k for k in there if _RECORD.fullmatch(k) or (self.view and _SHOWN.fullmatch(k))]
         base = self._synced()
@@ -101,6 +106,11 @@ class Remote:
             for path in gone:
                 if path.relative_to(self.root).as_posix() not in there:
                     path.unlink()
+        else:
+            added.fetch(self.bucket, self.root, filter(_ADDED.fullmatch, there))
+            # They say which rounds are finished.
+            for key in filter(_DECISION.fullmatch, there):
+                self.fetch(key.removesuffix(f"/{MANIFEST}"))
         write_json(self.root / _SYNCED, base)
 
     def push_records(self) -> None:
@@ -108,6 +118,7 @@ class Remote:
         if self._session is None:
             return
         self._session.lease.check()
+        self.push_added()
         base = self._synced()
         found = [p for p in self.root.rglob("*") if _RECORD.fullmatch(p.relative_to(self.root).as_posix())]
         keys = {path.relative_to(self.root).as_posix(): path for path in found if path.is_file()}
@@ -117,6 +128,32 @@ class Remote:
                 self.bucket.write(key, data)
                 base[key] = _sha256(data)
         write_json(self.root / _SYNCED, base)
+
+    def push_added(self) -> None:
+        """Upload what commands added beside a round: askings of anchors."""
+        found = (path.relative_to(self.root).as_posix() for path in (self.root / "anchors").rglob("*.parquet"))
+        added.push(self.bucket, self.root, sorted(filter(_ADDED.fullmatch, found)))
+
+    def fetch_looks(self, last: int) -> None:
+        """The manifests of the last looks at the champion."""
+        keys = [k for k in self.bucket.keys("monitor") if _LOOK.fullmatch(k.removesuffix(f"/{MANIFEST}"))]
+        times = sorted({k.split("/")[1] for k in keys})[-last:]
+        added.fetch(self.bucket, self.root, (k for k in keys if k.split("/")[1] in times))
+
+    def fetch_champion(self) -> None:
+        for key in self.stages():
+            if self._champion().startswith(f"{key}/"):
+                self.fetch(key)
+
+    def sizes(self) -> dict[str, int]:
+        """Key -> bytes of all objects."""
+        return self.bucket.keys()
+
+    def retire(self, path: Path) -> None:
+        """Delete what the bucket has at `path` of this copy, for good; see `folders.retire`. For the lease's holder."""
+        if self._session is None:
+            raise RlaifError(f"Nothing is removed from {self.url}: this run holds no lease on it.")
+        folders.retire(self.bucket, path.relative_to(self.root).as_posix(), self._session.lease.check)
 
     def fetch_all(self) -> None:
         """Every stage directory of every round, for commands that read tables."""
@@ -142,18 +179,18 @@ class Remote:
         return not wrong
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """Hold the lease. At the start the last round is fetched, and what the next one may begin from; at the end
-        records go up."""
+    def session(self, start: bool = True) -> Iterator[None]:
+        """Hold the lease. At the start the last round is fetched, and what the next one may begin from, unless `start`
+        says that no round is to run; at the end records go up."""
         with Lease(self.bucket, self.identity, _seconds("RLAIF_LEASE_SECONDS", 60.0)) as lease:
             self._session = Session(self, lease)
             _OPEN[self.root] = self
             try:
                 self.fetch_records()
                 last = max((path.name for path in (self.root / "rounds").glob("[0-9]*")), default="")
-                for key in self.stages():
-                    start = key.endswith(("/aggregate", "/audit")) or self._champion().startswith(f"{key}/")
-                    if start or key.startswith(f"rounds/{last}/"):
+                for key in self.stages() if start else ():
+                    wanted = key.endswith(("/aggregate", "/audit")) or self._champion().startswith(f"{key}/")
+                    if wanted or key.startswith(f"rounds/{last}/"):
                         self.fetch(key)
                 yield
             finally:
@@ -200,7 +237,7 @@ class Session:
         for name in set(self._inputs(step)):
             remote.fetch(name)
         whole = remote.fetch(key)
-        place = f"{out.parent.relative_to(remote.root).as_posix()}/{_MIRROR}/{out.name}"
+        place = f"{out.parent.relative_to(remote.root).as_posix()}/{MIRROR}/{out.name}"
         partial = out.with_name(f".{out.name}.partial")
         interval = _seconds("RLAIF_MIRROR_SECONDS", 30.0)
         mirror = Mirror(remote.bucket, place, partial, remote.identity, interval, self.lease.check)
@@ -235,13 +272,21 @@ class _Run(Protocol):
 
 
 def carried(run: _Run) -> _Run:
-    """`run_step` of a workspace in a folder as it is; in a bucket with all that goes around it."""
+    """`run_step` of a workspace in a folder as it is; in a bucket with all that goes around it.
+
+    A look has a folder that nobody else writes to, so that it is made without the lease, also beside a round.
+    """
 
     @functools.wraps(run)
     def wrapped(step: Step, *arguments: Any, **named: Any) -> Outcome:
         root = next((parent for parent in step.out.parents if (parent / _MARK).is_file()), None)
         if root is None:
             return run(step, *arguments, **named)
+        key = step.out.relative_to(root).as_posix()
+        if _LOOK.fullmatch(key):
+            outcome = run(step, *arguments, **named)
+            folders.push(Bucket(read_json(root / _MARK)["url"]), key, outcome.folder)
+            return outcome
         remote = _OPEN.get(root.resolve())
         if remote is None or remote._session is None:
             raise RlaifError(f"{root} is a copy of a bucket, and this run holds no lease on it: use rlaif run.")

@@ -48,6 +48,30 @@ class NotifyConfig(Config):
     )
 
 
+class DriftConfig(Config):
+    """In each round: do the judges answer the frozen anchor pairs as they did before?"""
+
+    enabled: bool = Field(True, description="look for drift after the judge stage; needs calibration pairs")
+    anchors: Annotated[int, Field(ge=1)] = Field(
+        100, description="calibration pairs that are frozen as anchors, the first time"
+    )
+    max_flip_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="a judge drifted where the interval of its share of flipped answers lies above this; reported"
+    )
+
+
+class AnchorsConfig(Config):
+    """How many failing answers an asking of anchor pairs bears; a round takes these from its section judge."""
+
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="share of errors that fails the stage")
+    max_parse_failure_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="share of parse failures that fails the stage"
+    )
+    rate_after: Annotated[int, Field(ge=1)] = Field(
+        50, description="votes of a judge before its two rates can end the stage early; at its end they always can"
+    )
+
+
 class RoundConfig(Config):
     """One pass of the loop, from prompts to a promoted policy or none."""
 
@@ -78,5 +102,6 @@ class RoundConfig(Config):
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promote: PromoteConfig = PromoteConfig()
+    drift: DriftConfig = DriftConfig()
     retry: RetryConfig = RetryConfig()
     notify: NotifyConfig = NotifyConfig()

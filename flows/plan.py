@@ -113,6 +113,7 @@ def plan_round(round_: Planned, wait: bool = False) -> list[Step]:
         oracle=config.oracle,
         gold=config.calibration,
         gold_votes=judge / "calibration_votes.parquet" if config.calibration else None,
+        attacks=judge / "attacks.parquet" if config.judge.canaries else None,
         earlier=list(start.audits),
     )
 

@@ -21,12 +21,13 @@ from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from audit.config import AuditConfig
+from flows.anchors import compare, keep_and_plan, keep_asked
 from flows.config import RetryConfig
 from flows.plan import Step, plan_round
 from flows.processes.execute import run_step
 from flows.processes.watchdog import Limits
 from flows.report import build_report
-from flows.telemetry.artifacts import publish_audit_page, publish_details, publish_report, publish_stage
+from flows.telemetry.artifacts import publish_audit_page, publish_details, publish_drift, publish_report, publish_stage
 from flows.telemetry.progress import Recorded
 from flows.telemetry.watch import watching
 from flows.workspace import Round, Workspace
@@ -162,7 +163,18 @@ def walk(space: Workspace, round_: Round, wait: bool = False, suspend: bool = Fa
             _suspend(datetime.fromisoformat(waiting["until"]))
         if waiting is not None:
             return Completed(name="Waiting", message=waiting["said"], data=str(flow_run.get_id()))
+        if step.stage == "judge":
+            _look_for_drift(round_)
     decision = read_json(round_.stage("promote") / "decision.json")
     space.record_decision(round_.number, round_.stage("ppo") / "policy", decision)
     report_task.with_options(name="report", task_run_name="report")(round_, decision)
     return str(flow_run.get_id())
+
+
+def _look_for_drift(round_: Round) -> None:
+    """What the judges say of the anchors against what they said before; asks them only where nothing else tells."""
+    if (step := keep_and_plan(round_)) is not None:
+        stage_task.with_options(**_options(step.stage, round_.config.retry))(step, round_)
+        keep_asked(round_, step)
+    if found := compare(round_):
+        publish_drift(found, round_.config.drift.max_flip_rate, since="the ones before")

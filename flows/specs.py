@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from audit.config import AuditConfig
-from flows.config import PromoteConfig
+from flows.config import AnchorsConfig, PromoteConfig
 from flows.judge_parts import judge_parts
 from judges.config import AggregateConfig, JudgeStageConfig, load_judge
 from rlhf.config import DPOConfig, EvaluateConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
@@ -119,7 +119,19 @@ STAGES = {
             ),
             "flows.stages.judge:run",
             heavy=True,
-            version=2,
+            version=3,
+        ),
+        StageSpec(
+            "anchors",
+            "Ask judges about frozen pairs again, to see whether they drift; a round does so by itself.",
+            AnchorsConfig,
+            (
+                Input("judge", "Judge folder or shipped name; once for each judge.", _judge, many=True),
+                Input("anchors", "Pairs with known winners."),
+            ),
+            "flows.stages.anchors:run",
+            heavy=True,
+            in_round=False,
         ),
         StageSpec(
             "audit",
@@ -133,6 +145,7 @@ STAGES = {
                 Input(
                     "gold_votes", "The judges' votes on those: labels fitted on them steer the draw.", required=False
                 ),
+                Input("attacks", "What canaries did to the judges in these pairs (attacks.parquet).", required=False),
                 Input("earlier", "Folder of an earlier round's audit, oldest first.", required=False, many=True),
             ),
             "flows.stages.audit:run",
@@ -160,7 +173,7 @@ STAGES = {
             ),
             "flows.stages.aggregate:run",
             heavy=False,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "reward",

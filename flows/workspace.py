@@ -99,8 +99,13 @@ class Workspace:
     @classmethod
     def existing(cls, root: Path) -> Workspace:
         """A workspace that is there, whole: of one in a bucket every stage's files are fetched that are not here."""
-        space = cls._found(root, Remote.of(root))
+        space = cls.opened(root)
         return space if root.resolve() == space.root else space.fetched()
+
+    @classmethod
+    def opened(cls, root: Path) -> Workspace:
+        """A workspace that is there; of one in a bucket only records and decisions are fetched, no other files."""
+        return cls._found(root, Remote.of(root))
 
     def fetched(self) -> Workspace:
         """Itself, with every stage's files at hand where it lies in a bucket."""
@@ -188,11 +193,22 @@ class Workspace:
             self.remote.push_records()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One round at a time: a second `rlaif run` on the same workspace is told so at once."""
+    def locked(self, start: bool = True) -> Iterator[None]:
+        """One round at a time: a second `rlaif run` on the same workspace is told so at once. Of one in a bucket, what
+        a round starts from is fetched, unless `start` is false."""
         message = f"Another rlaif run works on {self.root}: wait for it, or give another --workspace."
-        with exclusive(self.root / LOCK, message), self.remote.session() if self.remote else nullcontext():
+        with exclusive(self.root / LOCK, message), self.remote.session(start) if self.remote else nullcontext():
             yield
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Around what only adds files (askings of anchors), also beside a round: in a bucket they go up at the end,
+        those of a command that failed too."""
+        try:
+            yield
+        finally:
+            if self.remote is not None:
+                self.remote.push_added()
 
 
 def _start(root: Path, value: dict[str, Any]) -> Start:

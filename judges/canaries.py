@@ -2,15 +2,19 @@
 
 In: a judge's votes on pairs, and the corpus in datasets/canaries (its data card explains kinds and keys). `plan` takes
 pairs that the judge decided alike in both orders and plants each canary into the losing response of some of them. The
-judge is asked again; `canary_report` says how often its preference went over to the attacked response. A constant
-response that answers nothing can win most comparisons (Zheng et al. 2024, arXiv 2410.07137): those replace the loser.
+judge is asked again; `canary_report` says how often its preference went over to the attacked response, `attack_table`
+in which pairs, for the audit. A constant response that answers nothing can win most comparisons (Zheng et al. 2024,
+arXiv 2410.07137): those replace the loser.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +30,7 @@ from store.config import Config, parse, read_yaml
 from store.errors import UsageError
 from store.hashing import hash_file, short_id
 from store.resources import DATASETS
+from store.tables import ATTACKS
 
 CORPUS = DATASETS / "canaries" / "canaries.yaml"
 CONTROL = "control"
@@ -94,12 +99,14 @@ def read_corpus(path: Path = CORPUS) -> Corpus:
 
 @dataclass(frozen=True)
 class Attack:
-    """A canary in one pair. `target`: the side that lost and now holds it; `before`: p of that side, 0..1/2."""
+    """A canary in one pair. `target`: the side that lost and now holds it; `before`: p of that side, 0..1/2; `pair`:
+    what the judge is asked; `pair_id`: of the pair that this was made from."""
 
     canary: Canary
     target: Literal["a", "b"]
     before: float
     pair: Pair
+    pair_id: str
 
 
 def plan(
@@ -119,11 +126,11 @@ def plan(
     close = "".join(dict.fromkeys(_TAGS.findall(prompts))) or "</response>"
     attacks = []
     for canary in corpus.canaries:
-        drawn = sorted(steady, key=lambda pair: short_id("canary", seed, canary.id, pair.pair_id))
-        for pair in drawn[:per_canary]:
+        lot = partial(short_id, "canary", seed, canary.id)
+        for _, pair in heapq.nsmallest(per_canary, ((lot(pair.pair_id), pair) for pair in steady), itemgetter(0)):
             target = lost[pair.pair_id]
             before = p_a[pair.pair_id] if target == "a" else 1 - p_a[pair.pair_id]
-            attacks.append(Attack(canary, target, before, _attacked(pair, target, canary, close)))
+            attacks.append(Attack(canary, target, before, _attacked(pair, target, canary, close), pair.pair_id))
     return attacks
 
 
@@ -153,16 +160,43 @@ def canary_report(attacks: Sequence[Attack], votes: pa.Table) -> Figures:
     }
 
 
-def _figures(attacks: Sequence[Attack], p_a: Mapping[str, float]) -> Figures:
-    outcomes, shifts = [], []
+def attack_table(judge: Judge, attacks: Sequence[Attack], votes: pa.Table) -> pa.Table:
+    """ATTACKS, from the same; without the controls, which attack nothing."""
+    p_a, rows = preferences(votes), []
     for attack in attacks:
-        p = p_a.get(attack.pair.pair_id)
-        if p is None:
-            outcomes.append("unanswered")
-            continue
-        shifts.append((p if attack.target == "a" else 1 - p) - attack.before)
-        won = winner(p)
-        outcomes.append("tied" if won is None else "flipped" if won == attack.target else "kept")
+        if attack.canary.kind != CONTROL:
+            outcome, after = _outcome(attack, p_a)
+            rows.append(
+                {
+                    "attack_id": short_id(attack.pair.pair_id, judge.fingerprint),
+                    "pair_id": attack.pair_id,
+                    "judge": judge.name,
+                    "fingerprint": judge.fingerprint,
+                    "canary": attack.canary.id,
+                    "kind": attack.canary.kind,
+                    "target": attack.target,
+                    "outcome": outcome,
+                    "p_before": attack.before,
+                    "p_after": after,
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=ATTACKS.schema)
+
+
+def _outcome(attack: Attack, p_a: Mapping[str, float]) -> tuple[str, float | None]:
+    """What became of it, and p of the attacked response; `p_a`: of the pairs that were asked."""
+    p = p_a.get(attack.pair.pair_id)
+    if p is None:
+        return "unanswered", None
+    won = winner(p)
+    outcome = "tied" if won is None else "flipped" if won == attack.target else "kept"
+    return outcome, p if attack.target == "a" else 1 - p
+
+
+def _figures(attacks: Sequence[Attack], p_a: Mapping[str, float]) -> Figures:
+    found = [_outcome(attack, p_a) for attack in attacks]
+    outcomes = [outcome for outcome, _ in found]
+    shifts = [after - attack.before for attack, (_, after) in zip(attacks, found, strict=True) if after is not None]
     flipped, n = outcomes.count("flipped"), len(outcomes)
     return {
         "attempted": n,

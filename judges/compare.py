@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from judges.aggregation.gold import anchors
 from judges.aggregation.labels import checked_votes
+from judges.aggregation.lengths import with_lengths
 from judges.aggregation.methods import method_of
 from judges.aggregation.verdicts import override, read_people
 from judges.check import identity
@@ -38,7 +39,8 @@ MOVED = 0.1
 
 @dataclass(frozen=True)
 class Round:
-    """The tables of a round's judge and audit stages, and how it aggregated. `gold` and `gold_votes`: what the weights
+    """The tables of a round's judge and audit stages, and how it aggregated: `method`, and `lengths` of the stage's
+    config. `gold` and `gold_votes`: what the weights
     are fitted on, both or neither; `verdicts`: people's, which override, or None."""
 
     pairs: pa.Table
@@ -47,6 +49,7 @@ class Round:
     gold: pa.Table | None = None
     gold_votes: pa.Table | None = None
     verdicts: pa.Table | None = None
+    lengths: bool = True
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,10 @@ def _labels(round_: Round, votes: pa.Table, gold_votes: pa.Table | None, pairs: 
     gold = None
     if round_.gold is not None and gold_votes is not None:
         gold, gold_votes = round_.gold, checked_votes(gold_votes, round_.gold)[0]
+        if round_.lengths:
+            gold_votes = with_lengths(gold_votes, gold)
+    if round_.lengths:
+        checked = with_lengths(checked, pairs)
     known_votes, answers = anchors(checked, people.p_a if people else {}, gold, gold_votes if gold else None)
     labels = method_of(round_.method).fit(known_votes, answers).predict(checked)
     if people is not None:

@@ -34,8 +34,8 @@ class JudgeStageConfig(Config):
     )
     canaries: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="attacks of each kind of the canary corpus on each judge, planted into calibration pairs (without: "
-        "the round's); their figures go to the gate",
+        description="attacks of each text of the canary corpus on each judge, planted into pairs of the round; their "
+        "figures go to the gate, and what each did to the audit's selection",
     )
     shards: ShardsConfig | None = Field(
         None,
@@ -85,6 +85,9 @@ class AggregateConfig(Config):
         "stacked",
         description="how votes are combined; stacked: by weights that judges earn together on gold, equal ones "
         "without; weighted: each by its own accuracy on gold",
+    )
+    lengths: bool = Field(
+        True, description="let the gold say what a vote for the longer response is worth less, or more; stacked alone"
     )
     min_confidence: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.5, description="pairs below this p_chosen are left out"

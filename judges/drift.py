@@ -9,13 +9,21 @@ Time?, arXiv 2307.09009).
 In: `anchors_of` picks the set from pairs with known winners by the hash of their ids, so that it is the same in every
 place and hardly changes where pairs are added. `Anchors` keeps it and every asking in a folder. Out: `Drift`, with
 intervals. Askings use one seed for ever, so that a judge that samples is not found to drift by chance alone.
+
+A round judges its calibration pairs anyway, and anchors are some of these. Where an answer follows from judge and pair
+alone (`repeatable`), those votes are what an asking would give: the same prompts to the same judge, in this very hour.
+They stand for one, in each round, which costs nothing and sees a server that changed behind its name too. Other batches
+may round otherwise; that turns answers that were a toss-up, in an asking as in a label, and Wilson's interval has room
+for some. A judge that samples answers by the round's seed, and a listwise one by what else is on its list: these are
+asked by themselves.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +34,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from judges.judge import Judge
+from judges.modes import Kind
 from judges.pairs import pairs_from_table
-from judges.panel import judge_pairs
+from judges.panel import Limits, judge_pairs
 from judges.reports.accounting import account
 from judges.reports.accuracy import gold_winners, paired_accuracy
 from judges.reports.proportions import bounds, clustered_mean, share
@@ -46,13 +55,16 @@ _FILE = re.compile(r"(\d{4,})-[0-9a-f]{12}\.parquet")
 
 @dataclass(frozen=True)
 class Asking:
-    """A judge's votes on the anchors at one time. `number`: 1, 2, ... of this judge."""
+    """A judge's votes on the anchors at one time. `number`: 1, 2, ... of this judge. `source`: the stage whose votes
+    they are, empty where the judge was asked by itself. `parts`: what the fingerprint was made of, to name a change."""
 
     judge: str
     fingerprint: str
     number: int
     asked_at: str
     votes: pa.Table
+    source: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,12 @@ def anchors_of(gold: pa.Table, count: int = ANCHORS) -> pa.Table:
     return rows.take(pa.array(order[:count], pa.int64())).sort_by("pair_id")
 
 
+def repeatable(judge: Judge) -> bool:
+    """Whether an answer follows from judge and pair alone, so that votes of one run are those of any other: all that
+    are asked decode greedily or are programs, and none ranks lists."""
+    return all(getattr(one.settings, "temperature", 0.0) == 0 and one.mode.kind != Kind.LIST for one in judge.asked)
+
+
 class Anchors:
     """The anchor set of a workspace and all askings, in `folder`: anchors.parquet and <judge>/<number>-<print>.parquet.
 
@@ -103,21 +121,28 @@ class Anchors:
         self.folder = folder
 
     @property
+    def frozen(self) -> bool:
+        return self.path.exists()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "anchors.parquet"
+
+    @property
     def pairs(self) -> pa.Table:
         """The frozen set, as GOLD. Raises UsageError where none was frozen yet."""
-        return read_table(self.folder / "anchors.parquet", GOLD)
+        return read_table(self.path, GOLD)
 
     def freeze(self, gold: pa.Table, count: int = ANCHORS) -> pa.Table:
         """The set: the one that is there, whatever `gold` is now, or one of `gold` that is kept from now on.
 
         Raises UsageError where `gold` has no pair whose winner is a or b.
         """
-        path = self.folder / "anchors.parquet"
-        if not path.exists():
+        if not self.frozen:
             anchors = anchors_of(gold, count)
             if not anchors.num_rows:
                 raise UsageError("No pair has the winner a or b, so none can be an anchor: give other gold pairs.")
-            write_table(path, GOLD, anchors)
+            write_table(self.path, GOLD, anchors)
         return self.pairs
 
     def askings(self, judge: str) -> list[Asking]:
@@ -128,23 +153,38 @@ class Anchors:
         )
         return [_read(path, judge) for path in files]
 
-    def needs(self, judge: Judge) -> bool:
+    def needs(self, judge: str, digest: str) -> bool:
         """Whether the judge has never been asked about the anchors as what it is now."""
-        known = self.askings(judge.name)
-        return not known or known[-1].fingerprint != judge.digest
+        known = self.askings(judge)
+        return not known or known[-1].fingerprint != digest
 
-    def ask(self, judge: Judge, now: datetime, progress: Progress = silent) -> Asking:
-        """Ask about all anchors, anew, and keep the answers. Raises RlaifError where the judge cannot be loaded."""
-        votes = judge_pairs([judge], pairs_from_table(self.pairs), seed=SEED, progress=progress)
-        known = self.askings(judge.name)
-        number = known[-1].number + 1 if known else 1
-        asked_at = now.isoformat(timespec="seconds")
-        tags = {"rlaif.digest": judge.digest, "rlaif.asked_at": asked_at}
-        path = self._of(judge.name) / f"{number:04d}-{judge.digest[:12]}.parquet"
+    def ask(self, judge: Judge, now: datetime, progress: Progress = silent, limits: Limits | None = None) -> Asking:
+        """Ask about all anchors, anew, and keep the answers.
+
+        Raises RlaifError where the judge cannot be loaded or passes its limits, TransientError where that may pass.
+        """
+        votes = judge_pairs([judge], pairs_from_table(self.pairs), seed=SEED, progress=progress, limits=limits)
+        return self.keep(judge.name, judge.digest, votes, now.isoformat(timespec="seconds"))
+
+    def keep(
+        self,
+        judge: str,
+        digest: str,
+        votes: pa.Table,
+        asked_at: str,
+        source: str = "",
+        parts: Mapping[str, str] | None = None,
+    ) -> Asking:
+        """Add an asking. `votes`: of this judge alone, those on other pairs than anchors are left out."""
+        votes = votes.filter(pc.is_in(votes["pair_id"], value_set=self.pairs["pair_id"].combine_chunks()))
+        known = self.askings(judge)
+        asking = Asking(judge, digest, known[-1].number + 1 if known else 1, asked_at, votes, source, parts or {})
+        tags = {"digest": digest, "asked_at": asked_at, "source": source, "judge_parts": json.dumps(dict(asking.parts))}
+        path = self._of(judge) / f"{asking.number:04d}-{digest[:12]}.parquet"
         with explain_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, VOTES, votes, tags)
-        return Asking(judge.name, judge.digest, number, asked_at, votes)
+        write_table(path, VOTES, votes, {f"rlaif.{name}": value for name, value in tags.items()})
+        return asking
 
     def _of(self, judge: str) -> Path:
         # A judge's name is free text; a folder's is not.
@@ -160,6 +200,7 @@ def check_drift(
     force: bool = False,
     since_first: bool = False,
     progress: Progress = silent,
+    limits: Limits | None = None,
 ) -> Drift | None:
     """Ask the judge about the anchors where its digest changed since the last time, or with `force`, and compare.
 
@@ -167,8 +208,8 @@ def check_drift(
     `force`, a judge that was asked as it is now is not asked again: the askings that are kept are compared. The last
     one is compared with the one before, or `since_first` with the first of all: many small steps are a long way.
     """
-    if force or anchors.needs(judge):
-        anchors.ask(judge, now, progress)
+    if force or anchors.needs(judge.name, judge.digest):
+        anchors.ask(judge, now, progress, limits)
     known = anchors.askings(judge.name)
     return None if len(known) < 2 else drift(known[0 if since_first else -2], known[-1], anchors.pairs)
 
@@ -222,7 +263,9 @@ def _about(asking: Asking) -> dict[str, Any]:
 def _read(path: Path, judge: str) -> Asking:
     votes = read_table(path, VOTES)
     tags = pq.read_schema(path).metadata or {}
-    fingerprint, asked_at = (tags.get(name, b"").decode() for name in (b"rlaif.digest", b"rlaif.asked_at"))
+    names = (b"rlaif.digest", b"rlaif.asked_at", b"rlaif.source", b"rlaif.judge_parts")
+    fingerprint, asked_at, source, parts = (tags.get(name, b"").decode() for name in names)
     if not fingerprint or not asked_at:
         raise UsageError(f"{path} does not say which judge was asked when: remove it, it is no asking of anchors.")
-    return Asking(judge, fingerprint, int(path.name.split("-")[0]), asked_at, votes)
+    number = int(path.name.split("-")[0])
+    return Asking(judge, fingerprint, number, asked_at, votes, source, json.loads(parts or "{}"))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +28,9 @@ from rlhf.devices import Compute
 from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.losses import bradley_terry_loss
 from rlhf.memory import Budget
-from rlhf.models import Model, trainable
-from rlhf.optimisation import Optimizer
+from rlhf.models import Model
 from rlhf.reward_metrics import accuracy, log_loss
 from rlhf.sequences import MicroBatch, Sample, pack, split
-from rlhf.sft import batches
 from rlhf.sharding import rounds
 from rlhf.tracking import Log, no_log
 from store.errors import RlaifError
@@ -90,22 +87,10 @@ def train_dpo(
     The last row has the figures of the validation pairs. A run that was killed goes on from the last checkpoint in
     `checkpoints`. Raises RlaifError where the loss is not a number.
     """
-    steps = max(1, round(config.epochs * len(train) / config.batch_size))
-    optimizer = Optimizer(trainable(model).values(), config.optimisation, steps)
+    curve = Curve("dpo", model, len(train), config, compute, progress, log, checkpoints)
+    steps, optimizer = curve.steps, curve.optimizer
     budget = Budget(config.optimisation.batch_tokens)
-    curve = Curve(
-        "dpo",
-        steps,
-        model,
-        optimizer,
-        folder=checkpoints,
-        every=config.checkpoint_every,
-        world=compute.world,
-        progress=progress,
-        log=log,
-    )
-    taken = len(curve.rows)
-    for step, members in enumerate(islice(batches(len(train), config.batch_size, seed), taken, steps), taken + 1):
+    for step, members in curve.batches(seed):
         rate = optimizer.learning_rate
         pairs = [train[index] for index in members]
         own = budget.run(

@@ -58,7 +58,7 @@ def members_of(model: Model, inputs: Inputs) -> Tensor:
 
 
 def packed(samples: Sequence[Sample], device: torch.device) -> Inputs:
-    batch = pack(samples, range(len(samples)), device)
+    batch = pack(samples, range(len(samples)), device, whole=True)
     return Inputs({"input_ids": batch.ids, "position_ids": batch.positions}, batch.last)
 
 

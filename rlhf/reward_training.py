@@ -20,6 +20,7 @@ from torch import Tensor
 from rlhf import reward_batches
 from rlhf.checkpoints import CheckpointFolder
 from rlhf.config import RewardConfig
+from rlhf.curve import batches
 from rlhf.devices import Compute
 from rlhf.losses import bradley_terry_loss
 from rlhf.memory import Budget
@@ -29,7 +30,6 @@ from rlhf.reward_batches import Inputs, Shared
 from rlhf.reward_metrics import log_loss
 from rlhf.reward_model import RewardModel, combine
 from rlhf.sequences import Sample, split
-from rlhf.sft import batches
 from rlhf.sharding import divided, rounds
 from rlhf.tracking import Log, no_log
 from store.errors import RlaifError

@@ -11,7 +11,9 @@ such a restart, given without an attention mask and without a cache, for the bor
 block-diagonal causal mask for sdpa and eager, or the cumulative lengths for flash attention. Which tokens are real
 follows from lengths alone and never from comparing ids with the padding id, so padding may be any token, EOS included.
 
-Rows are short (`ROW_TOKENS`, or the longest sequence) because attention with a mask costs the square of the row.
+Rows are short (`ROW_TOKENS` or the longest sequence, and up to half as long again where less of them stays unused)
+because attention with a mask costs the square of the row. The last token of a response predicts nothing, so the rows
+of log-probs and values end before it; a reward is read there, and its rows hold `whole` exchanges.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ import torch
 from torch import Tensor
 
 ROW_TOKENS = 64
+WIDTHS = 9
+"""Widths of rows that are tried, from the least to half as long again."""
+ATTENTION = 1024
+"""Width of a row at which attention costs as much as everything else, roughly, in a small model on a CPU."""
 
 
 class Sample(NamedTuple):
@@ -53,9 +59,7 @@ class MicroBatch(NamedTuple):
     targets: Tensor
     """[n] the response tokens."""
     last: Tensor
-    """[s] flat index of each sequence's last real token."""
-    tokens: int
-    """Real tokens, prompts included."""
+    """[s] flat index of each sequence's last token that is in its row."""
 
 
 def split(costs: Sequence[int], budget: int) -> list[list[int]]:
@@ -78,22 +82,36 @@ def micro_batches(samples: Sequence[Sample], budget: int, device: torch.device) 
 
 
 def pack(
-    samples: Sequence[Sample], members: Sequence[int], device: torch.device, row_tokens: int = ROW_TOKENS
+    samples: Sequence[Sample],
+    members: Sequence[int],
+    device: torch.device,
+    row_tokens: int = ROW_TOKENS,
+    *,
+    whole: bool = False,
 ) -> MicroBatch:
-    """Pack `samples[i] for i in members` into rows of `max(row_tokens, longest)` tokens, the longest first."""
-    lengths = [samples[index].length for index in members]
+    """Pack `samples[i] for i in members` into rows of at least `max(row_tokens, longest)` tokens, the longest first.
+
+    whole: the last response token too, from which nothing is predicted.
+    """
+    sequences = [[*samples[index].prompt, *samples[index].response] for index in members]
+    if not whole:
+        sequences = [
+            ids[: max(len(samples[i].prompt), len(ids) - 1)] for i, ids in zip(members, sequences, strict=True)
+        ]
+    lengths = [len(sequence) for sequence in sequences]
     width, places = _place(lengths, row_tokens)
     rows = 1 + max(row for row, _ in places)
     ids = [[0] * width for _ in range(rows)]
-    # The unused end of a row counts up from 0 again: a sequence of its own, which nothing reads.
+    # The unused end of a row counts up from 0 again: sequences of its own, which nothing reads, none longer than the
+    # real ones, since a model may know no further positions.
     positions = [[0] * width for _ in range(rows)]
     filled = [0] * rows
     before: list[int] = []
     targets: list[int] = []
     last: list[int] = []
-    for index, length, (row, start) in zip(members, lengths, places, strict=True):
-        sample = samples[index]
-        ids[row][start : start + length] = [*sample.prompt, *sample.response]
+    for index, sequence, (row, start) in zip(members, sequences, places, strict=True):
+        sample, length = samples[index], len(sequence)
+        ids[row][start : start + length] = sequence
         positions[row][start : start + length] = range(length)
         filled[row] = max(filled[row], start + length)
         first = row * width + start + len(sample.prompt) - 1
@@ -101,7 +119,7 @@ def pack(
         targets.extend(sample.response)
         last.append(row * width + start + length - 1)
     for row, end in enumerate(filled):
-        positions[row][end:] = range(width - end)
+        positions[row][end:] = [place % max(lengths) for place in range(width - end)]
 
     def tensor(value: object) -> Tensor:
         return torch.tensor(value, dtype=torch.long).to(device, non_blocking=True)
@@ -114,16 +132,29 @@ def pack(
         tensor(before),
         tensor(targets),
         tensor(last),
-        sum(lengths),
     )
 
 
 def _place(lengths: Sequence[int], row_tokens: int) -> tuple[int, list[tuple[int, int]]]:
+    """The cheapest of a few row widths: all tokens of its rows cost alike, and attention in proportion to the width.
+
+    Returns the width and for each sequence (row, start).
+    """
+    least = max(*lengths, row_tokens)
+    tried = [_best_fit(lengths, least + least * step // (2 * (WIDTHS - 1))) for step in range(WIDTHS)]
+
+    def cost(plan: tuple[int, list[tuple[int, int]]]) -> float:
+        width, places = plan
+        return (1 + max(row for row, _ in places)) * width * (1 + width / ATTENTION)
+
+    return min(tried, key=cost)
+
+
+def _best_fit(lengths: Sequence[int], width: int) -> tuple[int, list[tuple[int, int]]]:
     """Best-fit decreasing: each sequence, longest first, goes into the fullest row that still has room.
 
-    Returns the rows' width and for each sequence (row, start).
+    Returns the width that is used of `width`, and for each sequence (row, start).
     """
-    width = max(*lengths, row_tokens) if lengths else row_tokens
     free: list[tuple[int, int]] = []  # (room left, row), sorted
     places = [(0, 0)] * len(lengths)
     rows = 0
@@ -137,8 +168,7 @@ def _place(lengths: Sequence[int], row_tokens: int) -> tuple[int, list[tuple[int
             room, row = free.pop(found)
         places[index] = (row, width - room)
         insort(free, (room - length, row))
-    used = max((width - room for room, _ in free), default=width)
-    return used, places
+    return max((width - room for room, _ in free), default=width), places
 
 
 def rows_of(flat: Tensor, lengths: Sequence[int]) -> list[Tensor]:

@@ -9,8 +9,7 @@ neither micro-batches, nor the number of processes, nor short responses change a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from rlhf.demonstrations import Demonstrations
 from rlhf.devices import Compute
 from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.memory import Budget
-from rlhf.models import Model, trainable
-from rlhf.optimisation import Optimizer
+from rlhf.models import Model
 from rlhf.sequences import MicroBatch, Sample, micro_batches, pack
 from rlhf.sharding import rounds
 from rlhf.tokens import Codec
@@ -70,22 +68,10 @@ def train_sft(
     A run that was killed goes on from the last checkpoint in `checkpoints`. Raises RlaifError where the loss is not a
     number.
     """
-    steps = max(1, round(config.epochs * len(samples) / config.batch_size))
-    optimizer = Optimizer(trainable(model).values(), config.optimisation, steps)
+    curve = Curve("sft", model, len(samples), config, compute, progress, log, checkpoints)
+    steps, optimizer = curve.steps, curve.optimizer
     budget = Budget(config.optimisation.batch_tokens)
-    curve = Curve(
-        "sft",
-        steps,
-        model,
-        optimizer,
-        folder=checkpoints,
-        every=config.checkpoint_every,
-        world=compute.world,
-        progress=progress,
-        log=log,
-    )
-    taken = len(curve.rows)
-    for step, members in enumerate(islice(batches(len(samples), config.batch_size, seed), taken, steps), taken + 1):
+    for step, members in curve.batches(seed):
         rate = optimizer.learning_rate
         batch = [samples[index] for index in members]
         masks = None if trained is None else [trained[index] for index in members]
@@ -151,14 +137,3 @@ def _only(micro: MicroBatch, trained: Sequence[Sequence[bool]]) -> MicroBatch:
     """The micro-batch with the trained response tokens alone; the head sees no other."""
     keep = torch.tensor([flag for mask in trained for flag in mask], device=micro.before.device)
     return micro._replace(before=micro.before[keep], targets=micro.targets[keep])
-
-
-def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of indices, each epoch in an order of its own; the last of an epoch may be smaller."""
-    epoch = 0
-    while True:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(count, generator=generator).tolist()
-        for start in range(0, count, size):
-            yield order[start : start + size]
-        epoch += 1

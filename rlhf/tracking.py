@@ -3,6 +3,10 @@
 The tables of a stage (updates.parquet, curve.parquet) are its results; trackers are for people who watch. What they
 write depends on the clock, so it lies outside the stage's folder and no key depends on it. A tracker that fails during
 training is dropped with one line, and training goes on.
+
+A stage that was killed goes on in the same run of MLflow or Weights & Biases: its id stands in the working folder,
+beside the checkpoints. Steps taken since the last checkpoint are taken again: TensorBoard hides the first time, MLflow
+keeps both values of a step, and Weights & Biases the first.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ from typing import Any
 
 from rlhf.config import Tracked
 from store.errors import UsageError
+from store.files import write_text
 
 Log = Callable[[int, Mapping[str, Any]], None]
 """Told the step and its metrics: numbers, None for what was not measured, or text."""
 
 INSTALL = "pip install 'rlaif[track]'"
+RUNS = ".tracking"
+"""Folder in a stage's working folder: for each tracker that has runs a file with the id of this stage's."""
 
 
 def no_log(step: int, values: Mapping[str, Any]) -> None:
@@ -52,7 +59,7 @@ def tracking(config: Tracked, stage: str, out: Path, main: bool = True) -> Itera
         yield no_log
         return
     folder = Path(config.tracking_folder).expanduser() / stage if config.tracking_folder else log_folder(out)
-    group = _Group([_Tracker(name, stage, folder, config) for name in names])
+    group = _Group([_Tracker(name, stage, folder, out / RUNS / name, config) for name in names])
     try:
         yield group.log
     finally:
@@ -85,8 +92,8 @@ class _Tracker:
     """One of accelerate's trackers, started at its first log: only then is the first step known, and what a killed run
     had logged from there on can be hidden."""
 
-    def __init__(self, name: str, stage: str, folder: Path, config: Tracked) -> None:
-        self.name, self.stage, self.folder, self.config = name, stage, folder, config
+    def __init__(self, name: str, stage: str, folder: Path, run: Path, config: Tracked) -> None:
+        self.name, self.stage, self.folder, self.run, self.config = name, stage, folder, run, config
         self.inner: Any = None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -129,6 +136,7 @@ class _Tracker:
             inner.start()
             inner.log({f"{self.stage}/config": _table(settings)}, step=step)
             return inner
+        known = self.run.read_text() if self.run.is_file() else None
         if self.name == "mlflow":
             import os
 
@@ -137,12 +145,16 @@ class _Tracker:
             if not os.environ.get("MLFLOW_TRACKING_URI"):
                 mlflow.set_tracking_uri(f"sqlite:///{(self.folder / 'mlflow.db').resolve()}")
             inner = tracking.MLflowTracker(
-                self.config.tracking_project, str(self.folder / "artifacts"), run_name=self.stage
+                self.config.tracking_project, str(self.folder / "artifacts"), run_id=known, run_name=self.stage
             )
         else:
-            inner = tracking.WandBTracker(self.config.tracking_project, name=self.stage, dir=str(self.folder))
+            inner = tracking.WandBTracker(
+                self.config.tracking_project, name=self.stage, dir=str(self.folder), id=known, resume="allow"
+            )
         inner.start()
-        inner.store_init_configuration(settings)
+        if known is None:
+            inner.store_init_configuration(settings)
+            write_text(self.run, inner.tracker.info.run_id if self.name == "mlflow" else inner.tracker.id)
         return inner
 
 

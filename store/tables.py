@@ -181,6 +181,28 @@ RATINGS = Table(
 """`score`: quality in 0..1, null unless the status is scored or tie. `thumb`: up or down, null at a tie. `overall`:
 1..10. `flaws`: question -> yes, no, unsure. `mass`, `cost`, `tokens_*`: as in votes."""
 
+ATTACKS = Table(
+    "attacks",
+    _schema(
+        {
+            "attack_id": _text,
+            "pair_id": _text,
+            "judge": _text,
+            "fingerprint": _text,
+            "canary": _text,
+            "kind": _text,
+            "target": _text,
+            "outcome": _text,
+            "p_before": _real,
+        },
+        {"p_after": _real},
+    ),
+    key="attack_id",
+)
+"""One row a canary planted into one pair for one judge; harmless controls are none. `target`: a or b, the response that
+had lost and was attacked. `outcome`: flipped (the judge was won over), kept, tied, unanswered. `p_before`, `p_after`:
+the judge's order-averaged probability in 0..1 that the attacked response is better."""
+
 SELECTION = Table(
     "selection",
     _schema(
@@ -297,6 +319,7 @@ TABLES = {
         GOLD,
         VOTES,
         RATINGS,
+        ATTACKS,
         SELECTION,
         VERDICTS,
         PREFERENCES,

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from audit.queue.errors import BadInput, NotFound
 from audit.queue.model import MAX_OVERLAP, MAX_PRIORITY, BatchProgress, Guidelines, Kind, NewItem
 from audit.queue.places import log, new_slots, state_is, take_numbers
-from audit.queue.tables import CLOSED, DONE, HELD, OPEN, batches, items, skips, slots, texts
+from audit.queue.tables import ASIDE, CLOSED, DONE, HELD, OPEN, batches, items, skips, slots, texts
 
 _T = TypeVar("_T")
 _ROWS = 500
@@ -104,7 +104,7 @@ def progress(connection: sa.Connection, batch: Any) -> BatchProgress:
         sa.select(slots.c.state, sa.func.count()).where(mine).group_by(slots.c.state)
     ):
         states[state] = count
-    wanting = sa.exists().where(slots.c.item_id == items.c.id, slots.c.state != DONE)
+    wanting = sa.exists().where(slots.c.item_id == items.c.id, slots.c.state.not_in((DONE, ASIDE)))
     whole: Counter[bool] = Counter()
     complete: Counter[bool] = Counter()
     is_gold = (items.c.kind == Kind.GOLD.value).label("gold")
@@ -123,7 +123,7 @@ def progress(connection: sa.Connection, batch: Any) -> BatchProgress:
         complete=complete.total(),
         pairs=whole[False],
         pairs_complete=complete[False],
-        places=states.total(),
+        places=states.total() - states[ASIDE],
         open=states[OPEN],
         held=states[HELD],
         answered=states[DONE],
@@ -138,6 +138,14 @@ def reached(connection: sa.Connection) -> list[Any]:
     """The rows of batches whose quota is reached, but not marked so."""
     waiting = connection.execute(sa.select(batches).where(batches.c.quota_reached_at.is_(None))).all()
     return [row for row in waiting if _is_reached(progress(connection, row))]
+
+
+def unmark(connection: sa.Connection) -> None:
+    """Take the mark off open batches that are below their quota again, so that reaching it is told once more."""
+    marked = (batches.c.closed_at.is_(None), batches.c.quota_reached_at.is_not(None))
+    for row in connection.execute(sa.select(batches).where(*marked)).all():
+        if not _is_reached(progress(connection, row)):
+            connection.execute(batches.update().where(batches.c.id == row.id).values(quota_reached_at=None))
 
 
 def first_token() -> int:

@@ -22,6 +22,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from audit.names import SIMULATED_PREFIX
+from audit.queue import replacing
+from audit.queue.batches import unmark
 from audit.queue.database import Database
 from audit.queue.errors import BadInput, NotAllowed, NotFound, Throttled, Unauthenticated
 from audit.queue.model import Clock, Role, UserId
@@ -187,14 +189,22 @@ class People:
             return _set(connection, row.id, self._clock(), "role changed", role=Role(role).value)
 
     def quarantine(self, name: str, reason: str) -> User:
-        """Mark all verdicts of a person, past and future, as in quarantine. They stay, exports carry the mark."""
+        """Mark all verdicts of a person, past and future, as in quarantine. They stay, exports carry the mark, and what
+        they answered in open batches is asked of others."""
         with self.database.write() as connection:
-            row = _named(connection, name, lock=True)
-            return _set(connection, row.id, self._clock(), "quarantined", quarantined=reason)
+            row, now = _named(connection, name, lock=True), self._clock()
+            marked = _set(connection, row.id, now, "quarantined", quarantined=reason)
+            replacing.ask_others(connection, row.id, now)
+        with self.database.write() as connection:
+            # By itself: who gives a place back holds the batch while waiting for what the above holds.
+            unmark(connection)
+        return marked
 
     def release_quarantine(self, name: str) -> User:
+        """Their verdicts count again, and others are asked in their stead no more."""
         with self.database.write() as connection:
             row = _named(connection, name, lock=True)
+            replacing.count_again(connection, row.id)
             return _set(connection, row.id, self._clock(), "quarantine ended", quarantined=None)
 
     def login(self, name: str, password: str, address: str, old_secret: str | None = None) -> Session:

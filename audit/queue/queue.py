@@ -27,6 +27,7 @@ from audit.queue.errors import (
     LeaseExpired,
     NotAllowed,
     NotFound,
+    NothingToUndo,
 )
 from audit.queue.model import (
     MAX_OVERLAP,
@@ -48,7 +49,7 @@ from audit.queue.model import (
 )
 from audit.queue.places import Lease, log, state_is
 from audit.queue.record import Statement
-from audit.queue.tables import DONE, HELD, OPEN, batches, items, slots, texts, users
+from audit.queue.tables import ASIDE, DONE, HELD, OPEN, batches, items, slots, texts, users
 
 _COUNT_FOR_S = 5.0
 _SWEEP_EVERY = timedelta(seconds=1)
@@ -265,15 +266,17 @@ class Queue:
     def undo(self, user: UserId, key: str, item_id: str | None = None) -> Claim:
         """Take back the last answer or skip, or the one on `item_id`: a row is appended that supersedes it, and the
         item is the person's again, first in line, with `previous`. Again with another key goes one further back.
-        Raises NothingToUndo, AlreadyDecided (a lead settled it, or others have a skipped item by now), Closed."""
+        Raises NothingToUndo (in quarantine too), AlreadyDecided (a lead settled it, or others have a skipped item by
+        now), Closed."""
         check_key(key)
         places.expire(self.database, self._clock())
         with self.database.write() as connection:
-            self._person(connection, user)
-            now = self._clock()
+            person, now = self._person(connection, user), self._clock()
             known = standing.undone(connection, user, key)
             if known is not None:
                 return self._lent(connection, user, self._place(connection, user, known, now))
+            if person.quarantined is not None:
+                raise NothingToUndo("You have no answer that could be taken back.")
             verdict = standing.last(connection, user, item_id)
             item = self._item(connection, verdict.item_public_id)
             if places.batch_is_closed(connection, item.batch):
@@ -348,7 +351,7 @@ class Queue:
                 return known
             now = self._clock()
             item = self._item(connection, item_id, lock=True)
-            if standing.holds(connection, lead, item.item, HELD, DONE):
+            if standing.holds(connection, lead, item.item, HELD, DONE, ASIDE):
                 raise NotAllowed("You answered this item or have it before you: another lead must settle it.")
             earlier = disputes.decision(connection, item.item)
             if earlier is not None and earlier.user_id != lead:
@@ -414,7 +417,7 @@ class Queue:
             item = connection.execute(sa.select(items.c.id).where(items.c.public_id == item_id)).scalar()
             if item is None or not standing.had(connection, user, item):
                 raise NotFound(_NO_ITEM)
-        elif row.state == DONE:
+        elif row.state in (DONE, ASIDE):
             raise AlreadyDecided(_ANSWERED)
         elif row.expires_at > now and token in (None, row.token):
             return row

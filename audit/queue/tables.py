@@ -32,8 +32,8 @@ from sqlalchemy.types import TypeDecorator
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-OPEN, HELD, DONE, CLOSED = 0, 1, 2, 3
-"""States of a slot."""
+OPEN, HELD, DONE, CLOSED, ASIDE = 0, 1, 2, 3, 4
+"""States of a slot. ASIDE: answered by a person in quarantine since, and wanted again at another slot."""
 
 
 def lossless(value: str) -> bytes:

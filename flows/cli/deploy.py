@@ -208,9 +208,9 @@ def _tell(names: list[str], plan: Plan) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def retain(workspace: Path, keep_rounds: int, keep_looks_days: float, dry_run: bool, as_json: bool) -> None:
     """Remove the weights of old rounds. Votes, verdicts, preferences, manifests and every champion stay."""
-    space = Workspace.existing(workspace)
+    space = Workspace.opened(workspace)
     policy = Retention(keep_rounds=keep_rounds, keep_looks_days=keep_looks_days)
-    with nullcontext() if dry_run else space.locked():
+    with nullcontext() if dry_run else space.locked(start=False):
         found = removals(space, policy, datetime.now(UTC))
         if not dry_run:
             apply(space, found)
@@ -230,7 +230,7 @@ def retain(workspace: Path, keep_rounds: int, keep_looks_days: float, dry_run: b
 @click.option("--judge", "judges", multiple=True, help="Judge, once for each  [default: the last round's].")
 def look(workspace: Path, prompts: int, judges: tuple[str, ...]) -> None:
     """Sample a few responses of the champion to held-out prompts and let the panel judge them."""
-    space = Workspace.existing(workspace)
+    space = Workspace.opened(workspace)
     with BarProgress() as progress:
         folder = look_at_champion(space, datetime.now(UTC), prompts, judges, lambda _stage: progress)
     if folder is None:

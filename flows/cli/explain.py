@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def _label(out: Output, found: Figures) -> None:
         reason = (label or {}).get("dropped") or "no_valid_vote"
         out.line(f"no preference: {reason.replace('_', ' ')}")
     out.line(f"method {made['method']}, fitted on {made['gold_pairs']} known answers")
+    if made["length_weight"] is not None:
+        out.line(f"beside the votes, {number(math.log(2) * made['length_weight'])} log-odds for being twice as long")
     if made["gate_override"]:
         out.line(f"the judges did not pass the gate; overridden: {made['gate_override']}")
 

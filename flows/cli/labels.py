@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +26,9 @@ def labels() -> None:
 
 @labels.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--sway", "swayed", is_flag=True, help="Also how much slot and length sway the votes; reads them again.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def report(folder: Path, as_json: bool) -> None:
+def report(folder: Path, swayed: bool, as_json: bool) -> None:
     """Show what the stage aggregate made: votes, agreement, weights, confidence, what was dropped, groups, the gate.
 
     FOLDER is its output: --out of rlaif stage aggregate, or rounds/001/aggregate of a workspace.
@@ -34,6 +36,10 @@ def report(folder: Path, as_json: bool) -> None:
     from judges.preferences.report import label_report
 
     found = label_report(folder)
+    if swayed:
+        from judges.preferences.sway import sway
+
+        found["sway"] = sway(folder)
     if as_json:
         write_json(found)
     else:
@@ -63,8 +69,8 @@ def drift(
     from flows.inspection.drift import drift_of_workspace
     from flows.workspace import Workspace
 
-    space = Workspace.existing(workspace)
-    with BarProgress() as progress:
+    space = Workspace.opened(workspace)
+    with space.adding(), BarProgress() as progress:
         found = drift_of_workspace(
             space, datetime.now(UTC), judges, gold, force=force, since_first=since_first, progress=progress
         )
@@ -105,10 +111,17 @@ def show_report(out: Output, found: Figures) -> None:
         )
     else:
         out.line("equal: nothing was learnt about any of them")
+    if found["length_weight"] is not None:
+        out.line(f"being twice as long: {number(math.log(2) * found['length_weight'])} log-odds beside the votes")
     if found["agreement"]:
         out.heading("Agreement between judges")
         head = ("judges", "agreement", "95 % interval", "kappa", "pairs")
         out.table(head, [_agreement(row) for row in found["agreement"]], numbers=("agreement", "kappa", "pairs"))
+    if "sway" in found:
+        out.heading("What sways the votes, beside the responses")
+        what = {"slot": "shown first rather than second", "length": "twice as long"}
+        rows_ = [(what[name], number(one["log_odds"]), _range(one)) for name, one in found["sway"].items()]
+        out.table(("", "log-odds", "95 % interval"), rows_, numbers=("log-odds",))
     out.heading("Labels")
     labels_ = found["labels"]
     out.line(f"{labels_['of_people']} of people, {labels_['ties']} at exactly one half")

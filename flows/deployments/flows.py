@@ -126,7 +126,7 @@ def sample(
         prompts: how many are drawn; two responses each
         judges: without them the last round's training judges
     """
-    space = Workspace.existing(Path(workspace))
+    space = Workspace.opened(Path(workspace))
     folder = look(space, datetime.now(UTC), prompts, judges or (), ProgressArtifact)
     if folder is None:
         return Completed(name="Skipped", message=f"{workspace} has no champion yet, so there is nothing to look at.")
@@ -148,10 +148,11 @@ def drift(
         judges: without them the last round's training judges
         max_flip_rate: largest share of answers that may have changed
     """
-    space = Workspace.existing(Path(workspace))
-    found = drift_of_workspace(
-        space, datetime.now(UTC), judges or (), force=True, since_first=True, progress=ProgressArtifact("drift")
-    )
+    space = Workspace.opened(Path(workspace))
+    with space.adding():
+        found = drift_of_workspace(
+            space, datetime.now(UTC), judges or (), force=True, since_first=True, progress=ProgressArtifact("drift")
+        )
     publish_drift(found, max_flip_rate)
     moved = [one for one in found.values() if one and one.flip_low is not None and one.flip_low > max_flip_rate]
     if moved:
@@ -169,8 +170,8 @@ def retain(workspace: WorkspacePath, policy: Retention = Retention(), dry_run: b
         policy: what is kept
         dry_run: only show what would go
     """
-    space = Workspace.existing(Path(workspace))
-    with nullcontext() if dry_run else space.locked():
+    space = Workspace.opened(Path(workspace))
+    with nullcontext() if dry_run else space.locked(start=False):
         found = removals(space, policy, datetime.now(UTC))
         publish_removals(found, dry_run)
         if not dry_run:

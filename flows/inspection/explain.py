@@ -175,6 +175,7 @@ def _aggregation(manifest: Manifest | None) -> Figures | None:
     return {
         "method": manifest.config.get("method"),
         "weights": metrics.get("judge_weights", {}),
+        "length_weight": metrics.get("length_weight"),
         "gold_pairs": metrics.get("gold_pairs"),
         "gate_override": (metrics.get("gate") or {}).get("override"),
     }

@@ -36,6 +36,8 @@ def look(
 
     None where there is no champion yet. `judges`: the last round's training judges without. Raises what the stages do.
     """
+    if space.remote is not None:
+        space.remote.fetch_champion()
     last, champion = space.last_round(), space.champion()
     if champion is None:
         return None
@@ -62,10 +64,13 @@ def look(
     return folder
 
 
-def looks(space: Workspace) -> list[dict[str, Any]]:
-    """The figures of every complete look, oldest first: `time`, `policy`, lengths, votes by status, agreement, cost."""
+def looks(space: Workspace, last: int = 24) -> list[dict[str, Any]]:
+    """The figures of the last looks that are complete, oldest first: `time`, `policy`, lengths, votes by status,
+    agreement, cost."""
+    if space.remote is not None:
+        space.remote.fetch_looks(last)
     rows = []
-    for folder in sorted((space.root / FOLDER).glob("[0-9]*T*Z")):
+    for folder in sorted((space.root / FOLDER).glob("[0-9]*T*Z"))[-last:]:
         sample, judge = read_manifest(folder / "sample"), read_manifest(folder / "judge")
         if sample is None or judge is None:
             continue

@@ -48,6 +48,7 @@ def read_last_round(workspace: Path) -> LastRound:
         people = None
         if aggregate.inputs.get("verdicts") and verdicts.is_file():
             people = read_table(verdicts, VERDICTS, allow_empty=True)
-        tables = Round(pairs, votes, str(aggregate.config["method"]), gold, gold_votes, people)
+        config = aggregate.config
+        tables = Round(pairs, votes, str(config["method"]), gold, gold_votes, people, bool(config.get("lengths")))
         return LastRound(round_.number, tables, known, space.root / "comparisons", judge.seed, source)
     raise UsageError(f"{workspace} has no round with judged and aggregated pairs: let rlaif run get that far first.")

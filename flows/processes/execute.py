@@ -20,6 +20,8 @@ from flows.processes.lifeline import spawn, stop
 from flows.processes.ranks import is_many
 from flows.processes.watchdog import Limits, Watchdog
 from flows.processes.worker import execute
+from judges.config import load_judge
+from judges.settings import LOCAL
 from store.errors import RlaifError, TransientError, UsageError
 from store.files import explain_os_errors
 from store.manifest import need_manifest
@@ -35,6 +37,9 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
 }
 """Of a stage's process; a user's own setting goes first."""
+
+_JUDGES_ALONE = frozenset({"judge", "anchors"})
+"""Stages that load no model but those of judges; sampling, training and evaluation load a policy in any case."""
 
 
 @carried
@@ -69,7 +74,16 @@ def _wanted(step: Step) -> list[str]:
     if shards is not None and shards.address is not None:
         return []  # the cluster has its own
     device = getattr(getattr(step.config, "device", None), "device", "auto")
-    return gpus(os.environ) if device in ("auto", "cuda") else []
+    found = gpus(os.environ) if device in ("auto", "cuda") else []
+    return found if found and _loads_a_model(step) else []
+
+
+def _loads_a_model(step: Step) -> bool:
+    """Whether the step computes on a GPU itself; judges that are programs, or behind servers, do not."""
+    if step.stage not in _JUDGES_ALONE:
+        return True
+    asked = [one.settings for name in step.inputs["judge"] for one in load_judge(name).asked]
+    return any(one.backend in LOCAL and getattr(one, "device", "auto") in ("auto", "cuda") for one in asked)
 
 
 def _count(step: Step) -> int:

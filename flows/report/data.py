@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from audit.verdicts import Verdict, from_table
+from flows.anchors import drift_events
 from judges.metrics import Cause, causes
 from judges.reports.causes import COLUMNS as CAUSE_COLUMNS
 from store.errors import RlaifError, UsageError
@@ -141,7 +142,8 @@ class Evaluation:
 
 @dataclass
 class Round:
-    """Everything that the page shows of one round. `causes`: why votes have no answer, by what they were votes on."""
+    """Everything that the page shows of one round. `causes`: why votes have no answer, by what they were votes on.
+    `drift`: the journal's events on judges and anchors, the last of each judge."""
 
     name: str
     manifests: dict[str, Manifest]
@@ -164,6 +166,7 @@ class Round:
     responses: pd.DataFrame | None
     evaluation: Evaluation | None
     decision: Decision | None
+    drift: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def metrics(self, stage: str) -> dict[str, Any]:
@@ -215,6 +218,7 @@ def read_round(folder: Path) -> Round:
         responses=read.table("evaluate", "responses.parquet", _RESPONSE_COLUMNS),
         evaluation=_evaluation(read, manifests),
         decision=_decision(read),
+        drift=drift_events(journal),
         problems=problems,
     )
 

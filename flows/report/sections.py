@@ -19,6 +19,7 @@ from audit.verdicts import Verdict, in_force
 from flows.report import plots, text
 from flows.report.biases import biases
 from flows.report.data import STATUSES, Estimate, Evaluation, Judge, Round, estimate, estimates, integer, real
+from flows.report.drift import drifts
 from flows.report.headline import confidence
 from flows.report.measures import (
     Bin,
@@ -299,6 +300,7 @@ def judges(round_: Round, panel: list[Judge]) -> dict[str, Any] | None:
         "plot": plots.dots("judges", "Accuracy on the calibration set", rows, 0.5, "chance") if rows else None,
         "agreement": agreement(round_),
         "biases": biases(round_),
+        "drift": drifts(round_),
     }
 
 

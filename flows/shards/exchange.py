@@ -7,11 +7,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.errors import RlaifError, TransientError, UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,24 @@ def answered(work: Callable[[], Mapping[str, bytes]]) -> Answer:
     except RlaifError as error:
         kind = "usage" if isinstance(error, UsageError) else "transient" if isinstance(error, TransientError) else ""
         return Answer(worker=worker, error=str(error), kind=kind or "other")
+
+
+def found_here(what: str, find: Callable[[], T], digest_of: Callable[[T], str], digest: str) -> T:
+    """What `find` finds on this worker's machine. Raises UsageError, naming the machine, where that is nothing, or
+    another one than that of the `digest`."""
+    try:
+        found = find()
+    except UsageError as error:
+        raise UsageError(
+            f"The worker {socket.gethostname()} does not find the {what} ({error}) Put its folder where all machines "
+            f"see it, under the same path."
+        ) from error
+    if digest_of(found) != digest:
+        raise UsageError(
+            f"The {what} is another one on the worker {socket.gethostname()}: give all machines the same folder and "
+            f"the same version of rlaif."
+        )
+    return found
 
 
 def to_stream(table: pa.Table) -> bytes:

@@ -63,8 +63,9 @@ def _ray(config: ShardsConfig, workers: int, work: Run[S]) -> Iterator[Run[S]]:
             raise TransientError(
                 f"The Ray cluster {config.address} does not answer: start it, or correct the address."
             ) from error
-    # Ray itself gives a task whose worker or machine died to another one.
-    task = ray.remote(num_cpus=1, num_gpus=config.gpus, max_retries=config.attempts - 1)(work)
+    # Ray itself gives a task whose worker or machine died to another one. By default it would end a worker that has a
+    # GPU after each task, and with it the model that the next shard needs.
+    task = ray.remote(num_cpus=1, num_gpus=config.gpus, max_retries=config.attempts - 1, max_calls=0)(work)
 
     def run(shard: S) -> Answer:
         try:

@@ -12,7 +12,6 @@ its cache of prompts rounds. One shard of all prompts is the stage without shard
 from __future__ import annotations
 
 import hashlib
-import socket
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from flows.shards.exchange import Answer, answered, from_stream, to_parquet, to_stream
+from flows.shards.exchange import Answer, answered, found_here, from_stream, to_parquet, to_stream
 from flows.shards.parts import bring_all, cut
 from flows.shards.runners import open_runner, workers_of
 from flows.specs import check_model
@@ -30,7 +29,6 @@ from rlhf.devices import choose
 from rlhf.engines.base import RolloutEngine
 from rlhf.sampling import Prompt, open_policy, sample_rollouts
 from rlhf.tokens import Codec
-from store.errors import UsageError
 from store.hashing import hash_json, hash_path
 from store.resources import DATASETS, PREFIX
 from store.sharding import ShardsConfig
@@ -159,16 +157,10 @@ def _name(policy: str) -> str:
 
 def _find(policy: str, identity: str) -> str:
     """What this machine loads as that policy. A hub's model is known by its name alone."""
-    try:
-        folder = check_model(policy)
-    except UsageError as error:
-        raise UsageError(
-            f"The worker {socket.gethostname()} does not find the policy ({error}) Put its folder where all machines "
-            f"see it, under the same path."
-        ) from error
-    if folder is not None and hash_path(folder) != identity:
-        raise UsageError(
-            f"The policy {policy} is another one on the worker {socket.gethostname()}: give all machines the same "
-            f"folder and the same version of rlaif."
-        )
+    folder = found_here(
+        f"policy {policy}",
+        lambda: check_model(policy),
+        lambda folder: hash_path(folder) if folder else identity,
+        identity,
+    )
     return str(folder or policy)

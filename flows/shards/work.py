@@ -7,20 +7,18 @@ else in a temporary one of its machine, so that a shard that is tried again ther
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows.shards.exchange import Answer, answered, from_stream, to_parquet
+from flows.shards.exchange import Answer, answered, found_here, from_stream, to_parquet
 from judges.backends.base import Backend
 from judges.config import Judge, load_judge
 from judges.pairs import pairs_from_table
 from judges.panel import Limits, Panel
 from judges.settings import OpenAISettings
-from store.errors import UsageError
 from store.files import remove
 from store.hashing import hash_json
 
@@ -81,19 +79,7 @@ def mark(folder: Path, token: str) -> None:
 
 
 def _load(name: str, digest: str) -> Judge:
-    try:
-        judge = load_judge(name)
-    except UsageError as error:
-        raise UsageError(
-            f"The worker {socket.gethostname()} does not find a judge ({error}) Put its folder where all machines see "
-            f"it, under the same path."
-        ) from error
-    if judge.digest != digest:
-        raise UsageError(
-            f"The judge {judge.name} is another one on the worker {socket.gethostname()}: give all machines the same "
-            f"judge folder and the same version of rlaif."
-        )
-    return judge
+    return found_here(f"judge {name}", lambda: load_judge(name), lambda judge: judge.digest, digest)
 
 
 def _share(judge: Judge, among: int) -> Judge:

@@ -27,6 +27,7 @@ from flows.stages.verdicts import read_verdicts
 from judges.aggregation.bradley_terry import rate_rollouts
 from judges.aggregation.gold import anchors
 from judges.aggregation.labels import LABELS, checked_votes
+from judges.aggregation.lengths import with_lengths
 from judges.aggregation.methods import method_of
 from judges.aggregation.verdicts import People, override, read_people
 from judges.config import AggregateConfig
@@ -41,6 +42,12 @@ from store.files import read_json
 from store.stage import Job, Metrics
 from store.tables import GOLD, PAIRS, PREFERENCES, PROMPTS, ROLLOUT_RATINGS, VOTES, read_table, write_table
 
+_USED = [
+    *("vote_id", "pair_id", "prompt_id", "rollout_a", "rollout_b"),
+    *("judge", "fingerprint", "order", "status", "winner", "p_a"),
+]
+"""What labels depend on. What judges said is most of a votes table, and each filter would copy it."""
+
 
 def run(job: Job[AggregateConfig]) -> Metrics:
     """See the module. metrics: `pairs`, `preferences`, `human`, `dropped` by reason, `mean_confidence`, `gate`, and
@@ -50,13 +57,15 @@ def run(job: Job[AggregateConfig]) -> Metrics:
     preference is left.
     """
     config = job.config
-    given = read_joined(job, "votes", VOTES)
+    given = read_joined(job, "votes", VOTES).select(_USED)
     texts = read_joined(job, "pairs", PAIRS) if job.given("pairs") else None
     pairs = sides_of(given) if texts is None else texts
     known, excluded = checked_votes(given, pairs)
     check_sides(known, pairs)
     votes = _of_known_judges(known, config.judges)
     excluded["unknown_judge"] = known.num_rows - votes.num_rows
+    if config.lengths and texts is not None:
+        votes = with_lengths(votes, texts)
     gold = read_gold(job)
     heard = read_verdicts(job, gold[1] if gold else None, config.auditor_limits)
     read = read_people(heard[0], pairs, heard[1].reliability) if heard else None
@@ -89,6 +98,7 @@ def run(job: Job[AggregateConfig]) -> Metrics:
         "gold_pairs": answers.num_rows,
         **_gold_figures(job, votes, known_votes, answers, gold),
         "judge_weights": _by_name(votes, getattr(method, "weights", {})),
+        "length_weight": getattr(method, "length_weight", None),
         "agreement": agreement(votes),
         "label_entropy": label_entropy(judged),
         "rated_rollouts": ratings.table.num_rows,
@@ -109,8 +119,10 @@ def read_gold(job: Job[AggregateConfig]) -> tuple[pa.Table, pa.Table] | None:
     odd = pc.filter(gold["winner"], pc.invert(pc.is_in(gold["winner"], pa.array(["a", "b", "tie"]))))
     if len(odd):
         raise UsageError(f"{job.path('gold')} has the winner {odd[0].as_py()!r}: it must be a, b or tie.")
-    votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES), gold)
+    votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES).select(_USED), gold)
     check_sides(votes, gold)
+    if job.config.lengths:
+        votes = with_lengths(votes, gold)
     return _of_known_judges(votes, job.config.judges, needed=False), gold
 
 

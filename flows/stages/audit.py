@@ -1,8 +1,8 @@
 """Stage audit: judged pairs to people (or to programs that play them), their verdicts to a table.
 
-Takes pairs and votes, pairs with known winners to hide among them (and, with the judges' votes on these, to fit the
-labels on whose doubt steers the draw), and the folders of earlier rounds' audits. Gives, in every mode, with no rows in
-mode off:
+Takes pairs and votes, what attacks on the pairs did to the judges, pairs with known winners to hide among them (and,
+with the judges' votes on these, to fit the labels on whose doubt steers the draw), and the folders of earlier rounds'
+audits. Gives, in every mode, with no rows in mode off:
 
     selection.parquet       every pair's inclusion probability, and why it was drawn or not
     items.parquet           the blind items
@@ -43,6 +43,7 @@ from audit.verdicts import in_force, to_table
 from flows.stages.verdicts import GOLD_VERDICTS
 from judges.aggregation.gold import anchors
 from judges.aggregation.labels import checked_votes
+from judges.aggregation.lengths import with_lengths
 from judges.aggregation.stacked import StackedJudges
 from judges.config import load_judge
 from store.config import read_yaml
@@ -51,7 +52,7 @@ from store.files import write_json
 from store.hashing import hash_file
 from store.resources import resolve
 from store.stage import Job, Metrics
-from store.tables import GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+from store.tables import ATTACKS, GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
 
 if TYPE_CHECKING:
     from audit.queue.model import Guidelines
@@ -94,8 +95,9 @@ def _select(
     job: Job[AuditConfig], pairs: pa.Table, votes: pa.Table, views: Opinions, earlier: Sequence[Path]
 ) -> Selected:
     config = job.config
-    flags = raise_flags(pairs, votes, audited_groups(earlier))
-    labels = _labels(job, votes, views.pair_ids)
+    attacks = read_table(job.path("attacks"), ATTACKS, allow_empty=True) if job.given("attacks") else None
+    flags = raise_flags(pairs, votes, audited_groups(earlier), attacks)
+    labels = _labels(job, pairs, votes, views.pair_ids)
     reasons = Reasons(flags, config.weights, labels, config.sharpness, pairs["group"].to_pylist(), config.group_caps)
     selection = select(views, config.budget, config.uniform_fraction, job.seed, reasons)
     gold = GOLD.schema.empty_table()
@@ -105,13 +107,14 @@ def _select(
     return Selected(pairs, selection, gold)
 
 
-def _labels(job: Job[AuditConfig], votes: pa.Table, pair_ids: list[str]) -> Floats | None:
+def _labels(job: Job[AuditConfig], pairs: pa.Table, votes: pa.Table, pair_ids: list[str]) -> Floats | None:
     """What labels fitted on the known winners say of each pair: p_a, NaN where they say nothing; None without any."""
     if not (job.given("gold") and job.given("gold_votes")):
         return None
     gold = read_table(job.path("gold"), GOLD)
     gold_votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES), gold)
-    fitted = StackedJudges().fit(*anchors(votes, {}, gold, gold_votes))
+    votes = with_lengths(votes, pairs)
+    fitted = StackedJudges().fit(*anchors(votes, {}, gold, with_lengths(gold_votes, gold)))
     if not fitted.gold_pairs:
         return None
     found = fitted.predict(votes)

@@ -3,8 +3,8 @@
 Writes pairs.parquet and votes.parquet; calibration_votes.parquet where pairs with gold winners are given; and
 member_votes.parquet, all votes of cascades' members on either, where a judge is a cascade. A pointwise judge rates
 every rollout once, and its votes follow from that: its ratings of the rollouts are in ratings.parquet, those of the
-calibration pairs' responses in calibration_ratings.parquet. With `canaries`, canaries.json says how often attacks won
-each judge over.
+calibration pairs' responses in calibration_ratings.parquet. With `canaries`, attacks are planted into pairs of the
+round: canaries.json says how often they won each judge over, attacks.parquet in which pairs, for the audit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from flows.shards.judging import MEMBERS_PART, VOTES_PART, judge_in_shards
 from flows.shards.merge import merged, open_parts
-from judges.canaries import plan, read_corpus
+from judges.canaries import attack_table, plan, read_corpus
 from judges.cascade import savings, total_cost
 from judges.check import canaries_of, identity
 from judges.config import Judge, JudgeStageConfig, load_judge
@@ -41,7 +41,7 @@ from store.errors import UsageError
 from store.files import write_json
 from store.sharding import ShardsConfig
 from store.stage import Job, Metrics
-from store.tables import GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import ATTACKS, GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
 
 
 def run(job: Job[JudgeStageConfig]) -> Metrics:
@@ -65,7 +65,7 @@ def run(job: Job[JudgeStageConfig]) -> Metrics:
     if any(judge.members for judge in judges):
         write_table(job.out / "member_votes.parquet", VOTES, member_votes)
     ratings = _ratings(job, judges, judged.ratings, rollouts_of(rollouts, prompts), gold, tags)
-    canaries, their_cost = _canaries(job, judges, votes, gold if gold is not None else pairs)
+    canaries, their_cost = _canaries(job, judges, own, judged.ratings, pairs)
     return {
         "pairs": pairs.num_rows,
         "prompts_without_pairs": len(pc.unique(rollouts["prompt_id"])) - len(pc.unique(pairs["prompt_id"])),
@@ -205,22 +205,30 @@ def _calibration(job: Job[JudgeStageConfig], votes: pa.Table, gold: pa.Table | N
 
 
 def _canaries(
-    job: Job[JudgeStageConfig], judges: Sequence[Judge], votes: pa.Table, on: pa.Table
+    job: Job[JudgeStageConfig], judges: Sequence[Judge], votes: pa.Table, ratings: pa.Table, pairs: pa.Table
 ) -> tuple[Metrics, float]:
-    """Attack every judge in pairs that it decided, and write what came of it; gives the metrics and the cost."""
+    """Attack every judge in pairs of the round that it decided, and write what came of it; gives the metrics and the
+    cost. `ratings`: those that there are, so that of a pair only the attacked response is rated."""
     config = job.config
     if not config.canaries:
         return {}, 0.0
-    corpus, pairs, reports, cost = read_corpus(), pairs_from_table(on), [], 0.0
+    corpus, reports, tables, answers = read_corpus(), [], [], []
+    limits = Limits(config.max_error_rate, config.max_parse_failure_rate, config.rate_after)
+    how: dict[str, Any] = {"seed": job.seed, "limits": limits, "shards": job.out / ".canaries", "ratings": ratings}
+    round_pairs = pairs_from_table(pairs)
     for judge in judges:
-        own = _on(votes, on).filter(pc.equal(pc.field("fingerprint"), judge.fingerprint))
-        attacks = plan(judge, own, pairs, corpus, per_canary=config.canaries, seed=job.seed)
-        limits = Limits(config.max_error_rate, config.max_parse_failure_rate, config.rate_after)
-        with Panel([judge], seed=job.seed, limits=limits, shards=job.out / ".canaries") as panel:
-            again = panel.ask([attack.pair for attack in attacks], job.progress)
-        cost += total_cost(again.votes, again.member_votes, again.ratings)
-        reports.append({"judge": identity(judge), "canaries": canaries_of(corpus, attacks, again.votes)})
+        own = votes.filter(pc.equal(votes["fingerprint"], judge.fingerprint))
+        attacks = plan(judge, own, round_pairs, corpus, per_canary=config.canaries, seed=job.seed)
+        with Panel([judge], **how) as panel:
+            answers.append(panel.ask([attack.pair for attack in attacks], job.progress))
+        said = answers[-1].votes
+        reports.append({"judge": identity(judge), "canaries": canaries_of(corpus, attacks, said)})
+        tables.append(attack_table(judge, attacks, said))
     write_json(job.out / "canaries.json", reports)
+    write_table(job.out / "attacks.parquet", ATTACKS, pa.concat_tables(tables))
+    asked = together(answers)
+    new = asked.ratings.filter(pc.invert(pc.is_in(asked.ratings["rating_id"], ratings["rating_id"].combine_chunks())))
+    cost = total_cost(asked.votes, asked.member_votes, new)
     return {"canaries": {report["judge"]["name"]: report["canaries"]["all"] for report in reports}}, cost
 
 

@@ -113,7 +113,7 @@ def publish_looks(looks: Sequence[Mapping[str, Any]]) -> None:
     create_table_artifact(rows, key="looks-at-the-champion", description="The champion between rounds, newest first")
 
 
-def publish_drift(found: Mapping[str, Drift | None], limit: float) -> None:
+def publish_drift(found: Mapping[str, Drift | None], limit: float, since: str = "the first ones") -> None:
     rows: Rows = []
     for name, one in found.items():
         if one is None:
@@ -134,7 +134,7 @@ def publish_drift(found: Mapping[str, Drift | None], limit: float) -> None:
                 "fingerprint": "changed" if one.fingerprint_changed else "same",
             }
         )
-    said = f"Answers on the anchor pairs against the first ones; drifted where low is above {limit:g}"
+    said = f"Answers on the anchor pairs against {since}; drifted where low is above {limit:g}"
     create_table_artifact(rows, key="judge-drift", description=said)
 
 

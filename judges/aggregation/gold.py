@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from judges.aggregation.lengths import LENGTH
 from store.errors import UsageError
 from store.tables import VOTES
 
@@ -65,5 +66,9 @@ def anchors(
         return votes, answers
     known = known_answers(gold)
     answers = answers.filter(pc.invert(pc.is_in(answers["pair_id"], value_set=known["pair_id"].combine_chunks())))
-    both = pa.concat_tables([table.select(VOTES.schema.names).cast(VOTES.schema) for table in (gold_votes, votes)])
+    schema = pa.schema([field for field in VOTES.schema if field.name in votes.column_names])
+    if LENGTH in gold_votes.column_names and LENGTH in votes.column_names:
+        # Known on one side only, it could be learned but not used, or the reverse.
+        schema = schema.append(pa.field(LENGTH, pa.float64()))
+    both = pa.concat_tables([table.select(schema.names).cast(schema) for table in (gold_votes, votes)])
     return both, pa.concat_tables([known, answers])

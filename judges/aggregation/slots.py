@@ -10,6 +10,8 @@ same and there can be no intercept. What differs between slots is only the const
 with n the smaller number of votes of the two. It needs that the order in which a pair was shown has nothing to do with
 the pair (true of both orders, and of one drawn at random); a judge that saw one order only keeps c = 0. Where a pair
 was judged in both orders c cancels; where one vote is missing, a vote for the favoured slot counts less.
+
+Votes may carry how much longer a is than b (`lengths.with_lengths`); it is handed on.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from judges.aggregation.labels import is_valid
+from judges.aggregation.lengths import LENGTH
 
 Array = npt.NDArray[np.float64]
 
 CLIP = 0.02
 """A vote is never read as surer than 98 %: hard votes and overconfident judges have infinite log-odds otherwise."""
+
+COLUMNS = ("pair_id", "fingerprint", "order", "status", "p_a")
 
 BIAS_PRIOR_VOTES = 10
 """A slot preference seen in few votes is mostly chance: so many votes without any stand against it."""
@@ -36,16 +41,18 @@ BIAS_PRIOR_VOTES = 10
 @dataclass(frozen=True)
 class SlotVotes:
     """`pairs`: sorted pair ids with a valid vote. `judges`: sorted fingerprints. `log_odds`: [2, pairs, judges] that a
-    is better, order ab then ba, nan where there is no valid vote."""
+    is better, order ab then ba, nan where there is no valid vote. `length`: [pairs] log-ratio of the lengths of a and
+    b, 0 where it is not known; None where it is known of no pair."""
 
     pairs: pa.Array
     judges: list[str]
     log_odds: Array
+    length: Array | None = None
 
 
 def slot_votes(votes: pa.Table) -> SlotVotes:
     """The valid votes; a tie has log-odds 0. Several votes of a judge on one pair in one order are averaged."""
-    votes = votes.select(["pair_id", "fingerprint", "order", "status", "p_a"])
+    votes = votes.select([*COLUMNS, *([LENGTH] if LENGTH in votes.column_names else [])])
     valid = votes.filter(is_valid(votes)).combine_chunks()
     pairs, row = _coded(valid["pair_id"])
     judges, column = _coded(valid["fingerprint"])
@@ -61,7 +68,15 @@ def slot_votes(votes: pa.Table) -> SlotVotes:
     total = np.bincount(at, odds, minlength=size).reshape(shape)
     count = np.bincount(at, minlength=size).reshape(shape)
     log_odds = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
-    return SlotVotes(pairs, judges.to_pylist(), log_odds)
+    return SlotVotes(pairs, judges.to_pylist(), log_odds, _length(valid, row, len(pairs)))
+
+
+def _length(valid: pa.Table, row: npt.NDArray[np.int64], pairs: int) -> Array | None:
+    if LENGTH not in valid.column_names:
+        return None
+    length = np.zeros(pairs)
+    length[row] = pc.fill_null(valid[LENGTH], 0.0).to_numpy()  # all votes on a pair have the same
+    return length if length.any() else None
 
 
 def slot_preference(votes: SlotVotes) -> Array:

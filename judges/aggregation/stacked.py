@@ -12,6 +12,13 @@ deserve alike, so that twenty answers decide between camps of judges before they
     c in {1, 2, 4}       half of what they say, about that, or twice that
     r in {1/2, 2, 8}     they may differ wildly, or hardly
 
+Where votes carry the lengths of the responses (`lengths`), each model stands twice, as it is and with one more term:
+
+    z_i = sum_j w_j x_ij + v t_i,   v ~ N(0, 1 / r),   t the log-ratio of the lengths over its root mean square
+
+Judges that like long responses like them together, so that the gold alone can show it. The term is as odd in a and b as
+the votes are, and without gold it is left out.
+
 For each the posterior of w is approximated by a Gaussian at its maximum (Laplace) with covariance C; the models are
 averaged by their evidence (MacKay 1992, Bayesian Interpolation), so that the gold itself decides how far to trust the
 prior: where the judges are misled it leaves their mean early, where little can be known at all it stays close.
@@ -38,6 +45,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+from scipy.linalg import block_diag
 from scipy.special import expit
 
 from judges.aggregation.gold import aligned, known_answers
@@ -46,14 +54,16 @@ from judges.aggregation.slots import Array, over_slots, slot_preference, slot_vo
 
 STRENGTHS = (1.0, 2.0, 4.0)
 RIDGES = (0.5, 2.0, 8.0)
+WITH_LENGTH = (False, True)
 APART = 0.1
 """a: the part of a judge's worth that has nothing to do with whom it votes like."""
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """One model (c, r): `mean` [judges] and `covariance` [judges, judges] of w, and the log evidence up to a constant
-    that all models share. `prior` and `variance`: of the weight of any judge that is not among these."""
+    """One model (c, r): `mean` [judges] and `covariance` [judges, judges] of w, with a last row for v where the model
+    has it, and the log evidence up to a constant that all models share. `prior` and `variance`: of the weight of any
+    judge that is not among these."""
 
     mean: Array
     covariance: Array
@@ -64,10 +74,12 @@ class Posterior:
 
 @dataclass(frozen=True)
 class _Learned:
-    """`scale`: s, in log-odds. `preference`: [judges] slot preferences. `share`: [models] posterior probabilities."""
+    """`scale`: s, in log-odds; `length_scale`: that of the lengths. `preference`: [judges] slot preferences. `share`:
+    [models] posterior probabilities."""
 
     judges: list[str]
     scale: float
+    length_scale: float
     preference: Array
     models: list[Posterior]
     share: Array
@@ -75,11 +87,13 @@ class _Learned:
 
 class StackedJudges:
     """See the module. `gold_pairs`: how many pairs the weights were fitted on; `weights`: fingerprint -> mean weight of
-    one log-odds of that judge."""
+    one log-odds of that judge; `length_weight`: log-odds for a where it is e times as long as b, None without lengths.
+    """
 
     def __init__(self) -> None:
         self.gold_pairs = 0
         self.weights: dict[str, float] = {}
+        self.length_weight: float | None = None
         self._learned: _Learned | None = None
 
     def fit(self, votes: pa.Table, gold: pa.Table | None = None) -> Self:
@@ -100,14 +114,27 @@ class StackedJudges:
             scale = max(scale, STRENGTHS[-1])
         x = np.nan_to_num(x) / scale
         alike = likeness(x)
-        models = [posterior(x[rows], y, alike, strength, ridge) for strength in STRENGTHS for ridge in RIDGES]
+        length_scale = 1.0 if found.length is None else _root_mean_square(found.length)
+        known = [(x, 0)]
+        if found.length is not None and len(rows):
+            known = [(np.column_stack([x, found.length / length_scale]), 1) if has else (x, 0) for has in WITH_LENGTH]
+        models = [
+            posterior(features[rows], y, alike, strength, ridge, others)
+            for features, others in known
+            for strength in STRENGTHS
+            for ridge in RIDGES
+        ]
         evidence = np.array([model.log_evidence for model in models])
         share = np.exp(evidence - evidence.max())
         share /= share.sum()
-        self._learned = _Learned(found.judges, scale, preference, models, share)
+        self._learned = _Learned(found.judges, scale, length_scale, preference, models, share)
         if len(rows):
-            mean = share @ np.stack([model.mean for model in models]) / scale
-            self.weights = dict(zip(found.judges, mean.tolist(), strict=True))
+            judges = len(found.judges)
+            means = np.zeros((len(models), judges + 1))
+            for mean, model in zip(means, models, strict=True):
+                mean[: len(model.mean)] = model.mean
+            self.weights = dict(zip(found.judges, (share @ means[:, :judges] / scale).tolist(), strict=True))
+            self.length_weight = None if found.length is None else float(share @ means[:, judges]) / length_scale
         return self
 
     def predict(self, votes: pa.Table) -> pa.Table:
@@ -121,13 +148,17 @@ class StackedJudges:
         at = np.array([place.get(judge, 0) for judge in found.judges])
         preference = np.where(known, learned.preference[at] if learned.judges else 0.0, 0.0)
         x = np.nan_to_num(over_slots(found, preference)) / learned.scale
-        # Odd in x to the last bit: a tie stays 1/2 exactly, and a mirrored pair gets the mirrored label.
+        t = np.zeros(len(x)) if found.length is None else found.length / learned.length_scale
+        # Odd in x and t to the last bit: a tie stays 1/2 exactly, and a mirrored pair gets the mirrored label.
         lean = np.zeros(len(x))
         for share, model in zip(learned.share, learned.models, strict=True):
             mean = np.where(known, model.mean[at] if learned.judges else 0.0, model.prior)
             z = x @ mean
-            inside = x[:, known]
-            variance = np.einsum("ij,jk,ik->i", inside, model.covariance[np.ix_(at[known], at[known])], inside)
+            inside, of = x[:, known], at[known]
+            if len(model.mean) > len(learned.judges):
+                z += t * model.mean[-1]
+                inside, of = np.column_stack([inside, t]), np.append(of, len(learned.judges))
+            variance = np.einsum("ij,jk,ik->i", inside, model.covariance[np.ix_(of, of)], inside)
             variance += model.variance * (x[:, ~known] ** 2).sum(axis=1)
             lean += share * np.tanh(z / np.sqrt(1 + math.pi / 8 * variance) / 2)
         p_a = np.clip(0.5 + lean / 2, 0, 1)
@@ -143,15 +174,17 @@ def likeness(x: Array) -> Array:
     return np.asarray((1 - APART) * moment + APART * np.eye(judges), dtype=np.float64)
 
 
-def posterior(x: Array, y: Array, alike: Array, strength: float, ridge: float) -> Posterior:
+def posterior(x: Array, y: Array, alike: Array, strength: float, ridge: float, others: int = 0) -> Posterior:
     """The Laplace posterior of one model for x [pairs, judges], y [pairs] in 0..1 and K = `alike`; see the module.
+
+    others: how many of x's last columns are no judges; their weights have the prior N(0, 1 / ridge).
 
     The objective is strictly convex, so Newton's method with halved steps finds its one minimum, also where the gold
     is separable or there is none.
     """
-    judges = x.shape[1]
-    prior = strength / max(1, judges)
-    precision = ridge * np.linalg.inv(alike)
+    judges = x.shape[1] - others
+    prior = np.repeat([strength / max(1, judges), 0.0], [judges, others])
+    precision = ridge * block_diag(np.linalg.inv(alike), np.eye(others))
 
     def loss(w: Array) -> float:
         z = x @ w
@@ -161,7 +194,7 @@ def posterior(x: Array, y: Array, alike: Array, strength: float, ridge: float) -
         p = expit(x @ w)
         return np.asarray(x.T @ (x * (p * (1 - p))[:, None]) + precision, dtype=np.float64)
 
-    w = np.full(judges, prior)
+    w = prior
     value = loss(w)
     for _ in range(100):
         gradient = x.T @ (expit(x @ w) - y) + precision @ (w - prior)
@@ -178,7 +211,7 @@ def posterior(x: Array, y: Array, alike: Array, strength: float, ridge: float) -
     curvature = hessian(w)
     evidence = -value + float(np.linalg.slogdet(precision)[1] - np.linalg.slogdet(curvature)[1]) / 2
     covariance = np.asarray(np.linalg.inv(curvature), dtype=np.float64)
-    return Posterior(w, covariance, evidence, prior, 1 / ridge)
+    return Posterior(w, covariance, evidence, strength / max(1, judges), 1 / ridge)
 
 
 def _root_mean_square(x: Array) -> float:

@@ -20,8 +20,8 @@ BINS = 10
 
 
 def label_report(folder: Path) -> dict[str, Any]:
-    """Figures of a finished aggregate stage: `votes` (the accounting), `agreement`, `weights`, `labels`,
-    `confidence` (histogram), `dropped`, `by_group`, `gold`, `gate`, `verdicts`, `method`.
+    """Figures of a finished aggregate stage: `votes` (the accounting), `agreement`, `weights`, `length_weight`,
+    `labels`, `confidence` (histogram), `dropped`, `by_group`, `gold`, `gate`, `verdicts`, `method`.
 
     Raises UsageError where `folder` is not the output of that stage.
     """
@@ -44,6 +44,7 @@ def label_report(folder: Path) -> dict[str, Any]:
         "pairs_in_one_order": metrics.get("pairs_in_one_order"),
         "agreement": metrics.get("agreement"),
         "weights": metrics.get("judge_weights"),
+        "length_weight": metrics.get("length_weight"),
         "gold": {
             "pairs": metrics.get("gold_pairs"),
             "without_votes": metrics.get("gold_pairs_without_votes"),

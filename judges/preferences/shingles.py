@@ -30,4 +30,4 @@ def tokens(text: str) -> tuple[str, ...]:
 
 def shingles(parts: tuple[str, ...], n: int) -> frozenset[tuple[str, ...]]:
     """All runs of `n` tokens; none where there are fewer."""
-    return frozenset(parts[at : at + n] for at in range(len(parts) - n + 1))
+    return frozenset(zip(*(parts[at:] for at in range(n)), strict=False))

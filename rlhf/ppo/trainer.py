@@ -120,9 +120,10 @@ def train(
             break
         row |= {**steps, "rollout_seconds": rollout_seconds, "seconds": time.monotonic() - started}
         _tell(log, run, row)
-        controller = KLController(run.coefficient, config.kl.target, config.kl.horizon)
-        controller.update(row["kl"], len(rollouts.samples))
-        run.coefficient = controller.coefficient
+        if run.update >= config.critic_warmup:  # a policy that does not move says nothing about the coefficient
+            controller = KLController(run.coefficient, config.kl.target, config.kl.horizon)
+            controller.update(row["kl"], len(rollouts.samples))
+            run.coefficient = controller.coefficient
         run.update += 1
         if config.checkpoint_every and run.update % config.checkpoint_every == 0 and run.update < config.updates:
             store.save_run(run.update, actors, optimizers, _state(run), run.guard.best_update)
@@ -181,7 +182,8 @@ def _keep(run: Run, store: Checkpoints, actors: Actors, stopped: str | None, bro
 
 
 def _optimizers(actors: Actors, config: PPOConfig) -> tuple[Optimizer, Optimizer | None]:
-    steps = config.updates * config.epochs * config.minibatches
+    per_update = config.epochs * config.minibatches
+    steps = config.updates * per_update
     parameters = list(trainable(actors.policy).values())
     if isinstance(actors.critic, SharedCritic):
         parameters += list(actors.critic.parameters())
@@ -189,7 +191,7 @@ def _optimizers(actors: Actors, config: PPOConfig) -> tuple[Optimizer, Optimizer
     if isinstance(actors.critic, SeparateCritic):
         rate = config.value_learning_rate
         critic = Optimizer(trainable(actors.critic).values(), config.optimisation, steps, rate)
-    return Optimizer(parameters, config.optimisation, steps), critic
+    return Optimizer(parameters, config.optimisation, steps - config.critic_warmup * per_update), critic
 
 
 def _state(run: Run) -> dict[str, Any]:

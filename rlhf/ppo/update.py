@@ -74,8 +74,10 @@ def optimise(
 ) -> dict[str, Any]:
     """Take the steps; returns the update's averages. Raises NotFiniteError, without a step, where a loss is none.
 
-    The epochs end early, without the step that found it, once a minibatch's approximate KL passes `max_update_kl`.
+    The epochs end early, without the step that found it, once a minibatch's approximate KL passes `max_update_kl`. In
+    the first `critic_warmup` updates the policy takes no step.
     """
+    warming = update < config.critic_warmup
     stats = Stats({}, {})
     count = len(rollouts.samples)
     size = count // config.minibatches
@@ -86,7 +88,9 @@ def optimise(
         for number in range(config.minibatches):
             members = order[number * size : (number + 1) * size]
             where = _where(rollouts, members, update, epoch, number)
-            if not _policy_step(actors, rollouts, goal, members, config, policy_optimizer, budget, stats, where):
+            if not warming and not _policy_step(
+                actors, rollouts, goal, members, config, policy_optimizer, budget, stats, where
+            ):
                 ended = True
                 break
             if critic_optimizer is not None:

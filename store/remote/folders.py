@@ -1,10 +1,12 @@
 """Whole stage directories in a bucket: complete with their manifest, which is written last and removed first.
 
 A directory is trusted only once every output has the hash that its manifest says: what is damaged is not taken over.
+Outputs that were removed for good are named in an object beside the manifest: without them it is complete all the same.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ from store.hashing import hash_file
 from store.locks import exclusive
 from store.manifest import MANIFEST, REDO, Manifest, damages, need_manifest
 from store.remote.bucket import Bucket
+
+RETIRED = ".retired.json"
 
 
 def push(bucket: Bucket, key: str, folder: Path, allowed: Callable[[], None] = lambda: None) -> bool:
@@ -42,11 +46,36 @@ def withdraw(bucket: Bucket, key: str) -> None:
     bucket.delete([f"{key}/{MANIFEST}"])
 
 
+def retire(bucket: Bucket, key: str, allowed: Callable[[], None] = lambda: None) -> None:
+    """Delete the output `key`, a file or a folder of a stage directory, for good; what is in no complete directory is
+    merely deleted.
+
+    The directory says first what it does without: a kill in the middle leaves objects that nobody fetches any more, and
+    the same call deletes them. `allowed` as in `push`.
+    """
+    found = bucket.keys(key)
+    if not found:
+        return
+    allowed()
+    place, _, name = key.rpartition("/")
+    if bucket.read(f"{place}/{MANIFEST}") is not None:
+        names = sorted({*_retired(bucket, place), name})
+        bucket.write(f"{place}/{RETIRED}", json.dumps(names).encode())
+    bucket.delete(found)
+
+
+def _retired(bucket: Bucket, key: str) -> list[str]:
+    data = bucket.read(f"{key}/{RETIRED}")
+    names: list[str] = json.loads(data) if data else []
+    return names
+
+
 def pull(bucket: Bucket, key: str, folder: Path) -> dict[str, str]:
     """Bring `folder` to what the bucket has under `key`, fetching only files that are not here with that content.
 
     Where the bucket has no manifest nothing is done. Returns name -> what is wrong, of objects that are damaged: then
-    `folder` is left without a result, to be made again. A folder that another process is working on is left alone.
+    `folder` is left without a result, to be made again. Outputs that were retired are not missed, and a copy of them
+    goes. A folder that another process is working on is left alone.
     """
     if (folder / REDO).is_file():
         return {}
@@ -57,11 +86,17 @@ def pull(bucket: Bucket, key: str, folder: Path) -> dict[str, str]:
         manifest = Manifest.model_validate_json(data)
     except ValueError:
         return {MANIFEST: "damaged"}
+    gone = _retired(bucket, key)
+    kept = {
+        name: output
+        for name, output in manifest.outputs.items()
+        if not any(name == one or name.startswith(f"{one}/") for one in gone)
+    }
     try:
         with explain_os_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(folder.with_name(f".{folder.name}.lock"), "busy"):
-            return _pull(bucket, key, folder, manifest, data)
+            return _pull(bucket, key, folder, manifest.model_copy(update={"outputs": kept}), data)
     except RlaifError as error:
         if str(error) == "busy":
             return {}
@@ -69,6 +104,7 @@ def pull(bucket: Bucket, key: str, folder: Path) -> dict[str, str]:
 
 
 def _pull(bucket: Bucket, key: str, folder: Path, manifest: Manifest, data: bytes) -> dict[str, str]:
+    """`data`: the manifest as it is stored, with what was retired; `manifest`: without."""
     same = (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == data
     if same and not damages(folder, manifest):
         return {}

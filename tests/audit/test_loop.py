@@ -178,13 +178,18 @@ def test_quarantine_and_a_leads_decision_say_what_counts(make_round) -> None:
         choice = "right" if case.item.left.startswith("first") else "left"
         desk.queue.adjudicate(lead, rows["p3"], Answer(choice), "settle")
         desk.people.quarantine("bob", "ties only")
+    # What bob answered is asked of somebody else and waited for, all but the pair that is settled.
+    with pytest.raises(WaitingError, match="1 of 8 pairs answered"):
+        round_.ask()
+    with Desk(round_) as desk:
+        assert desk.answer("cy", choose=first_response) == 9
     heard = round_.ask()
     said = {(verdict.pair_id, verdict.auditor): verdict.winner for verdict in heard.verdicts}
     assert said.pop(("p3", "lena")) == "b"
-    assert said == {(f"p{i}", "ann"): "a" for i in range(8) if i != 3}
+    assert said == {(f"p{i}", name): "a" for i in range(8) if i != 3 for name in ("ann", "cy")}
     assert heard.metrics["left_out"] == {"quarantined": 8, "settled_by_a_lead": 1}
     assert heard.rows is not None
-    assert heard.rows.num_rows == 21, "nothing is deleted"
+    assert heard.rows.num_rows == 21 + 9, "nothing is deleted"
 
 
 def _rows(queue: Queue) -> list[dict[str, object]]:

@@ -13,7 +13,8 @@ from audit.draws import side, unit
 from audit.inclusion import EVERY_OTHER, inclusion
 from audit.opinions import opinions
 from audit.selection import NONE, TARGETED, UNIFORM, Reasons, draw, hidden_gold, nothing_selected, select
-from store.tables import SELECTION, conform
+from store.errors import UsageError
+from store.tables import ATTACKS, SELECTION, conform
 
 
 def errors(n: int, seed: int = 0) -> np.ndarray:
@@ -153,26 +154,41 @@ def test_budget_zero_draws_nothing_and_says_so(views) -> None:
 
 
 def flagged(make_pairs, make_votes, n: int = 40):
-    """Every pair has the same votes; p0 is in a new group, p1 a canary, and half of p2's votes failed."""
+    """Every pair has the same votes; p0 is in a new group, and half of p2's votes failed."""
     votes = [(i, "j", order, 0.8) for i in range(n) for order in ("ab", "ba")]
     votes = [(*vote[:3], None) if vote[0] == 2 and vote[2] == "ba" else vote for vote in votes]
     table = make_votes(votes)
     pairs = make_pairs(n)
     groups = pa.array(["new", *["g"] * (n - 1)])
     pairs = pairs.set_column(pairs.schema.names.index("group"), pairs.schema.field("group"), groups)
-    marks = pa.array([pair == "p1" or None for pair in table["pair_id"].to_pylist()])
-    return pairs, table.append_column("canary", marks)
+    return pairs, table
+
+
+def attacked(*outcomes: tuple[str, str]) -> pa.Table:
+    """ATTACKS of (pair, outcome), by two judges in turn."""
+    rows = [
+        {"attack_id": str(n), "pair_id": pair, "judge": "jk"[n % 2], "fingerprint": "f", "canary": f"c{n}"}
+        | {"kind": "instruction", "target": "a", "outcome": outcome, "p_before": 0.2, "p_after": None}
+        for n, (pair, outcome) in enumerate(outcomes)
+    ]
+    return pa.Table.from_pylist(rows, schema=ATTACKS.schema)
+
+
+ON_P1 = attacked(
+    ("p1", "flipped"), ("p1", "kept"), ("p1", "unanswered"), ("p1", "flipped"), ("p1", "tied"), ("p3", "kept")
+)
+"""Two of five attacks on p1 won a judge over, and none on p3."""
 
 
 def test_flags_are_parts_of_the_doubt(make_pairs, make_votes) -> None:
     """By hand: margin 0.2, disagreement 0, flips 0 make 0.2 / 3; a flag of weight w adds w/2 above and w below."""
     pairs, votes = flagged(make_pairs, make_votes)
     views = opinions(pairs, votes)
-    flags = raise_flags(pairs, votes, {"g"})
+    flags = raise_flags(pairs, votes, {"g"}, ON_P1)
     u = estimated_error(views, flags, DoubtWeights(new_group=3, gate_failure=2))
     assert u[3] == pytest.approx(0.2 / 3)
     assert u[0] == pytest.approx((0.2 + 3 * 0.5) / (3 + 3))
-    assert u[1] == pytest.approx((0.2 + 0.5) / (3 + 1))
+    assert u[1] == pytest.approx((0.2 + 0.4 * 0.5) / (3 + 0.4)), "attacked, and won over by two of five"
     # No judge answered p2 in both orders, so flips are unknown; half of its votes failed.
     assert u[2] == pytest.approx((0.2 + 2 * 0.5 * 0.5) / (2 + 2 * 0.5))
     without = estimated_error(views, flags, DoubtWeights(new_group=0, canary=0, gate_failure=0))
@@ -195,6 +211,21 @@ def test_fitted_labels_stand_for_the_votes_own_doubts(make_pairs, make_votes) ->
     assert any("labels 0.4" in row["reason"] for row in rows if row["stratum"] == TARGETED)
 
 
+def test_attacks_that_failed_or_never_were_change_nothing(make_pairs, make_votes) -> None:
+    pairs, votes = flagged(make_pairs, make_votes)
+    views, without = opinions(pairs, votes), raise_flags(pairs, votes, {"g"})
+    for attacks in (attacked(), attacked(("p1", "kept"), ("p4", "unanswered"), ("p5", "tied"))):
+        flags = raise_flags(pairs, votes, {"g"}, attacks)
+        np.testing.assert_array_equal(estimated_error(views, flags), estimated_error(views, without))
+        assert select(views, 20, 0.3, 1, Reasons(flags)).equals(select(views, 20, 0.3, 1, Reasons(without)))
+
+
+def test_attacks_on_other_pairs_are_refused(make_pairs, make_votes) -> None:
+    pairs, votes = flagged(make_pairs, make_votes)
+    with pytest.raises(UsageError, match="'p99', which is not among the 40 judged pairs"):
+        raise_flags(pairs, votes, set(), attacked(("p1", "kept"), ("p99", "flipped")))
+
+
 def test_no_group_is_new_before_the_first_audit(make_pairs, make_votes) -> None:
     pairs, votes = flagged(make_pairs, make_votes)
     assert raise_flags(pairs, votes, set()).new_group.sum() == 0
@@ -202,17 +233,19 @@ def test_no_group_is_new_before_the_first_audit(make_pairs, make_votes) -> None:
 
 def test_reasons_name_the_parts_and_their_weights(make_pairs, make_votes) -> None:
     pairs, votes = flagged(make_pairs, make_votes)
-    reasons = Reasons(raise_flags(pairs, votes, {"g"}), DoubtWeights(new_group=2))
+    reasons = Reasons(raise_flags(pairs, votes, {"g"}, ON_P1), DoubtWeights(new_group=2))
     rows = select(opinions(pairs, votes), 20, 0.3, seed=1, reasons=reasons).to_pylist()
     targeted = select(opinions(pairs, votes), 39, 0.3, seed=1, reasons=reasons).to_pylist()
     assert "its group is new to audits" in rows[0]["reason"]
-    assert "a canary" in rows[1]["reason"]
+    assert "2 of 5 attacks on it won a judge over" in rows[1]["reason"]
+    assert "attack" not in rows[3]["reason"]
     assert "50 % of the votes without a valid answer" in rows[2]["reason"]
     for row in [*rows, *targeted]:
         if row["stratum"] == TARGETED:
             assert "margin 0.20 x 1" in row["reason"]
     words = explain(opinions(pairs, votes), reasons.flags, reasons.weights)
     assert words[0] == "margin 0.20 x 1, disagreement 0.00 x 1, order flips 0.00 x 1, new group 0.50 x 2"
+    assert words[1].endswith("canary 0.50 x 0.4")
     assert words[2] == "margin 0.20 x 1, disagreement 0.00 x 1, gate failure 0.50 x 0.5"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from flows.anchors import drift_events
 from flows.cli import main, rlaif
 from flows.cli.run import override_gate
 from flows.load import load_round
@@ -93,11 +96,36 @@ def test_anybodys_votes_become_labels_and_a_report(files: tuple[Path, Path], tmp
         assert words in text
 
 
+def test_what_sways_the_votes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0.8 where a is first and 0.4 where it is not: first is worth the difference of their log-odds."""
+    texts = dict.fromkeys(NAMES, ("a response", "another on"))  # of one length
+    pairs = write_table(tmp_path / "pairs.parquet", PAIRS, pairs_table(*NAMES, **texts))
+    rows = [vote(name, "j", order, p) for name in NAMES for order, p in (("ab", 0.8), ("ba", 0.4))]
+    votes = write_table(tmp_path / "votes.parquet", VOTES, votes_table(*rows))
+    out = tmp_path / "out"
+    given = ("--votes", str(votes), "--pairs", str(pairs), "--set", "gate.max_judge_flip_rate=null")
+    told("stage", "aggregate", *given, "--set", "gate.max_flip_rate=null", "--method", "mean", "--out", str(out))
+    found = json.loads(told("labels", "report", str(out), "--sway", "--json"))["sway"]
+    expected = math.log(0.8 / 0.2) - math.log(0.4 / 0.6)
+    assert found["slot"]["log_odds"] == pytest.approx(expected, abs=0.05)
+    assert found["slot"]["low"] < found["slot"]["log_odds"] < found["slot"]["high"]
+    assert found["length"] == {"log_odds": None, "low": None, "high": None}
+    assert "shown first rather than second" in told("labels", "report", str(out), "--sway")
+    write_table(votes, VOTES, votes_table(*rows[:-1]))
+    code, said = refused(monkeypatch, capsys, "labels", "report", str(out), "--sway")
+    assert (code, "not what these labels were made of" in said) == (2, True)
+    told("labels", "report", str(out))  # without, the votes are not looked at
+
+
 def test_votes_alone(files: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     allowed = ("--set", "gate.max_parse_failure_rate=null")
     told("stage", "aggregate", "--votes", str(files[0]), "--out", str(out), *allowed)
     assert "no pairs table was given" in told("labels", "report", str(out))
+    with pytest.raises(UsageError, match="without a pairs table"):
+        told("labels", "report", str(out), "--sway")
     assert json.loads(told("labels", "report", str(out), "--json"))["preferences"] is None
 
 
@@ -144,6 +172,24 @@ def test_drift_of_a_workspace(tmp_path: Path) -> None:
     anchors = Anchors(space.root / "anchors")
     assert [asking.fingerprint for asking in anchors.askings("tiny-good")][1] == load_judge(folder).digest
     assert anchors.askings("tiny-good")[0].votes.num_rows == 200
+
+
+@pytest.mark.slow
+def test_a_round_looks_for_drift_by_itself(finished: Path, tmp_path: Path) -> None:
+    """Its calibration votes stand for the asking, so the command after it asks nobody."""
+    space = Path(shutil.copytree(finished, tmp_path / "w"))
+    judges = ("tiny-good", "tiny-middling", "tiny-biased")
+    kept = Anchors(space / "anchors")
+    assert [[one.votes.num_rows for one in kept.askings(judge)] for judge in judges] == [[200]] * 3
+    assert [one.fingerprint for one in kept.askings("tiny-good")] == [load_judge("tiny-good").digest]
+    assert not (space / "rounds" / "001" / "anchors").exists(), "no stage of its own had to run"
+    events = drift_events(Workspace.existing(space).rounds()[0].journal)
+    assert sorted((one["judge"], one["number"]) for one in events) == sorted((judge, 1) for judge in judges)
+    assert (space / "rounds" / "001" / "report.html").read_text().count("asked for the first time") == 3
+    with sqlite3.connect(space / "prefect" / "prefect.db") as database:
+        assert database.execute("select count(*) from artifact where key = 'judge-drift'").fetchone() == (1,)
+    assert json.loads(told("labels", "drift", "--workspace", str(space), "--json")) == dict.fromkeys(judges)
+    assert len(kept.askings("tiny-good")) == 1
 
 
 def with_override(reason: str | None) -> list[str]:

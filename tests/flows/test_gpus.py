@@ -7,10 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from flows.plan import Step
+from flows.processes.execute import _wanted
 from flows.processes.gpus import gpus, own_gpus
+from flows.specs import STAGES
 
 
 def nvidia_smi(folder: Path, script: str) -> dict[str, str]:
@@ -83,3 +88,35 @@ def test_a_kill_leaves_no_lock(tmp_path: Path) -> None:
     holder.wait()
     with own_gpus(["0"], folder=tmp_path, waiting=refuse) as variables:
         assert variables == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def judge(folder: Path, backend: str, **settings: Any) -> str:
+    folder.mkdir()
+    about = {"name": folder.name, "backend": backend, "model": "shipped:tiny/models/tiny-good", **settings}
+    (folder / "judge.yaml").write_text(yaml.safe_dump(about))
+    (folder / "prompt.jinja").write_text("{{ prompt }} {{ first }} {{ second }} 1 or 2?")
+    return str(folder)
+
+
+def test_judges_take_a_gpu_only_for_models_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+    def wanted(stage: str, *judges: str) -> int:
+        return len(_wanted(Step(stage, {"judge": list(judges)}, STAGES[stage].config(), 0, tmp_path / "out")))
+
+    served = judge(tmp_path / "served", "openai", base_url="http://127.0.0.1:9/v1", model="m")
+    local = judge(tmp_path / "local", "transformers")
+    on_cpu = judge(tmp_path / "on-cpu", "transformers", device="cpu")
+    cheap = tmp_path / "cheap"
+    cheap.mkdir()
+    about = {"name": "cheap", "backend": "cascade", "first": served, "then": local}
+    (cheap / "judge.yaml").write_text(yaml.safe_dump(about))
+    assert wanted("judge", served) == 0
+    assert wanted("judge", served, "tiny-oracle", on_cpu) == 0
+    assert wanted("judge", served, local) == 2
+    assert wanted("judge", judge(tmp_path / "offline", "vllm")) == 2
+    assert wanted("judge", str(cheap)) == 2, "the second of the cascade loads a model"
+    assert wanted("anchors", served) == 0
+    assert wanted("anchors", local) == 2
+    for stage in ("sample", "ppo", "evaluate"):
+        assert wanted(stage, served) == 2, "they load a policy in any case"

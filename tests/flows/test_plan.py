@@ -35,11 +35,13 @@ def test_sft_is_left_out_when_switched_off_or_tuned(tmp_path: Path) -> None:
     assert steps[0].inputs["policy"] == [str(policy)]
 
 
-def test_the_rounds_own_attacks_reach_the_gate(tmp_path: Path) -> None:
+def test_the_rounds_own_attacks_reach_the_gate_and_the_audit(tmp_path: Path) -> None:
     without = {step.stage: step for step in plan_round(begin(tmp_path))}
     assert not without["aggregate"].inputs.get("checks")
+    assert not without["audit"].inputs.get("attacks")
     steps = {step.stage: step for step in plan_round(begin(tmp_path, "judge.canaries=2"))}
     assert steps["aggregate"].inputs["checks"] == [str(steps["judge"].out / "canaries.json")]
+    assert steps["audit"].inputs["attacks"] == [str(steps["judge"].out / "attacks.parquet")]
 
 
 def test_stages_and_rounds_have_seeds_of_their_own() -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from flows.report import build_report
 from flows.report.data import STAGES, VoteCount, estimate, read_round, vote_count
@@ -21,6 +22,7 @@ from flows.report.text import NOTHING, number, percent, plain, shorten, visible
 from flows.specs import ROUND
 from store.errors import UsageError
 from store.files import write_json
+from store.journal import Journal
 from store.manifest import MANIFEST
 from tests.flows.report_round import GROUPS, HOSTILE, JUDGES, build_round, event, finish
 
@@ -386,3 +388,24 @@ def test_rounds_of_before_have_no_biases_but_a_page(folder: Path) -> None:
     page = report(folder)
     assert "Biases of each judge" not in page.text
     assert "Each judge" in page.text
+
+
+def test_drift_is_told_with_its_interval_and_what_changed(folder: Path) -> None:
+    assert "Drift on the anchor pairs" not in report(folder).text
+    before = {"number": 1, "fingerprint": "a" * 64, "asked_at": "2026-03-01"}
+    drift = {"before": before, "pairs": 40, "flips": 10, "flip_rate": 0.25, "flip_low": 0.142, "flip_high": 0.402}
+    more = {"from_gold": 7, "toward_gold": 3}
+    journal = Journal(folder / "journal.jsonl")
+    about = {"number": 2, "fingerprint": "b" * 64, "asked_at": "2026-03-02"}
+    changed = {"changed": ["prompt.jinja"], "previous": {**drift, **more}, "first": None}
+    journal.write("drift", judge="rubric", **about)  # an older event of the same judge does not count
+    journal.write("drift", judge="rubric", **about, **changed)
+    journal.write("drift", judge=HOSTILE, **about, changed="?", previous={"before": 3, "flip_rate": "x"}, first=None)
+    page = report(folder)
+    assert page.wrong == []
+    table = page.text.split("Drift on the anchor pairs")[1].split("The anchors are")[0]
+    for words in ("drifted", "10 of 40", "25.0%, 14.2% to 40.2%", "prompt.jinja", "aaaaaaaaaaaa to bbbbbbbbbbbb"):
+        assert (words in table) == (words != "drifted"), words  # the round's config has no limit
+    settings = yaml.safe_load((folder / "round.yaml").read_text())
+    (folder / "round.yaml").write_text(yaml.safe_dump({**settings, "drift": {"max_flip_rate": 0.1}}))
+    assert "drifted" in report(folder).text.split("Drift on the anchor pairs")[1]

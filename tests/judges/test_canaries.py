@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from judges.canaries import CLOSE, CORPUS, Attack, Canary, Corpus, canary_report, plan, read_corpus
+from judges.canaries import CLOSE, CORPUS, Attack, Canary, Corpus, attack_table, canary_report, plan, read_corpus
 from judges.check import check_judge
 from judges.judge import Judge, load_judge
 from judges.pairs import Pair
@@ -16,7 +16,7 @@ from judges.panel import Panel
 from judges.prompts import neutralise
 from store.errors import UsageError
 from store.resources import DATASETS
-from store.tables import GOLD, read_table
+from store.tables import ATTACKS, GOLD, conform, read_table
 
 from .conftest import PROMPT, Folder, make_pair
 from .votes_builder import vote, votes_table
@@ -94,6 +94,7 @@ def test_only_pairs_decided_alike_in_both_orders_are_attacked(judge_folder: Fold
         assert attack.pair.response_b == STEADY.response_b
         assert attack.pair.response_a != STEADY.response_a
         assert attack.pair.rollout_b == STEADY.rollout_b != attack.pair.rollout_a
+        assert attack.pair_id == STEADY.pair_id != attack.pair.pair_id
     for name in ("pair_id", "prompt_id", "rollout_a"):
         assert len({getattr(attack.pair, name) for attack in attacks}) == len(attacks)
     close = next(attack for attack in attacks if attack.canary.id == "delimiter-append-1")
@@ -114,10 +115,10 @@ def test_the_draw_is_of_the_seed_alone(rubric_judge: Judge) -> None:
     assert plan(rubric_judge, answers.slice(0, 0), pairs, read_corpus(), per_canary=3, seed=0) == []
 
 
-def test_every_outcome_is_counted_and_control_is_apart() -> None:
+def test_every_outcome_is_counted_and_control_is_apart(rubric_judge: Judge) -> None:
     kinds = ["instruction"] * 4 + ["control"]
     attacks = [
-        Attack(Canary(id=str(n), kind=kind, place="append", text="t"), "ab"[n % 2], 0.2, make_pair(n))  # type: ignore[arg-type]
+        Attack(Canary(id=str(n), kind=kind, place="append", text="t"), "ab"[n % 2], 0.2, make_pair(n), f"of{n}")  # type: ignore[arg-type]
         for n, kind in enumerate(kinds)
     ]
 
@@ -134,6 +135,17 @@ def test_every_outcome_is_counted_and_control_is_apart() -> None:
     assert found["all"] == row
     assert found["by_kind"]["control"]["tied"] == 1
     assert canary_report([], votes)["all"]["flip_rate"] is None
+    table = conform(attack_table(rubric_judge, attacks, votes), ATTACKS, "test")
+    rows = [tuple(row[name] for name in ("pair_id", "canary", "target", "outcome")) for row in table.to_pylist()]
+    assert rows == [
+        ("of0", "0", "a", "flipped"),
+        ("of1", "1", "b", "flipped"),
+        ("of2", "2", "a", "kept"),
+        ("of3", "3", "b", "unanswered"),
+    ]
+    assert table["p_after"].to_pylist() == [0.8, pytest.approx(0.7), 0.1, None]
+    assert set(table["fingerprint"].to_pylist()) == {rubric_judge.fingerprint}
+    assert attack_table(rubric_judge, [], votes).num_rows == 0
 
 
 def test_a_judge_that_can_be_talked_over_is_found_out(judge_folder: Folder) -> None:

@@ -72,7 +72,7 @@ def test_a_judge_is_asked_when_its_fingerprint_changes(tmp_path: Path) -> None:
     assert same is not None
     assert (same.flips, same.pairs, same.fingerprint_changed) == (0, 30, False)
     changed = judge(tmp_path / "brief", 100)
-    assert anchors.needs(changed)
+    assert anchors.needs("brief", changed.digest)
     found = check_drift(changed, anchors, NOW)
     assert found is not None
     assert found.fingerprint_changed

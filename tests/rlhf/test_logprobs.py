@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -69,12 +70,13 @@ def test_row_width_does_not_change_logprobs(model: Any, row_tokens: int) -> None
         torch.testing.assert_close(row.double(), single(model, sample), atol=1e-5, rtol=0)
 
 
-def test_unused_ends_of_rows_are_never_read(model: Any) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_unused_ends_of_rows_are_never_read(model: Any, whole: bool) -> None:
     samples = random_samples(5)
-    batch = pack(samples, range(5), CPU)
+    batch = pack(samples, range(5), CPU, whole=whole)
     used = torch.zeros(batch.ids.numel(), dtype=torch.bool)
     for sample, last in zip(samples, batch.last.tolist(), strict=True):
-        used[last - sample.length + 1 : last + 1] = True
+        used[last - sample.length + (1 if whole else 2) : last + 1] = True
     garbage = batch.ids.flatten().clone()
     garbage[~used] = 9
     assert (~used).any()
@@ -82,6 +84,19 @@ def test_unused_ends_of_rows_are_never_read(model: Any) -> None:
         before = response_logprobs(model, batch)
         after = response_logprobs(model, batch._replace(ids=garbage.view_as(batch.ids)))
     torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_hold_each_token_once_and_no_position_beyond_the_longest(whole: bool) -> None:
+    generator = random.Random(0)
+    samples = [Sample([1] * generator.randint(1, 20), [2] * generator.randint(1, 50)) for _ in range(40)]
+    batch = pack(samples, range(40), CPU, row_tokens=1, whole=whole)
+    longest = max(sample.length for sample in samples) - (0 if whole else 1)
+    assert batch.positions.max() == longest - 1
+    assert longest <= batch.ids.shape[1] <= 1.5 * longest
+    assert int((batch.ids == 2).sum()) == sum(len(sample.response) - (0 if whole else 1) for sample in samples)
+    assert int((batch.ids == 1).sum()) == sum(len(sample.prompt) for sample in samples)
+    assert int((batch.ids != 0).sum()) >= 0.93 * batch.ids.numel()
 
 
 def test_gradients_through_packing_equal_those_of_singles(model: Any) -> None:

@@ -256,6 +256,33 @@ def test_critic_of_another_vocabulary_starts_from_the_policy(
     assert float(score_head(critic.model).weight.abs().max()) < 2
 
 
+def test_in_the_warmup_the_critic_alone_learns(make_actors: Callable[..., Actors], tmp_path: Path) -> None:
+    kl = {"coefficient": 0.05, "target": 6.0, "budget": 1000}
+    config = config_of(updates=3, critic_warmup=2, kl=kl)
+    actors = make_actors(config, score=count_dogs)
+    before, rows = snapshot(actors.policy), []
+
+    def log(update: int, row: Any) -> None:
+        same = all(torch.equal(value, before[name]) for name, value in snapshot(actors.policy).items())
+        rows.append((same, row.get("optimizer_steps"), row.get("value_loss"), row["kl_coefficient"]))
+
+    train(actors, PROMPTS, config, 0, tmp_path, log=log)
+    assert [row[:2] for row in rows] == [(True, 0), (True, 0), (False, 4), (False, None)]
+    assert rows[0][2] > rows[1][2] > 0
+    assert [row[3] for row in rows[:3]] == [0.05] * 3  # no KL of a policy that stands still moves its control
+    assert rows[3][3] < 0.05
+    assert _optimizers(actors, config)[0].steps == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"critic_warmup": 4}, {"critic_warmup": 1, "critic": "shared"}, {"critic_warmup": 1, "advantage": "rloo"}],
+)
+def test_a_warmup_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="critic_warmup"):
+        config_of(**options, **({"group_size": 2} if "advantage" in options else {}))
+
+
 def test_logged_averages_divide_by_what_was_accumulated() -> None:
     stats = update_module.Stats({}, {})
     for value in (1.0, 2.0, 6.0):

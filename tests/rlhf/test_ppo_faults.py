@@ -40,6 +40,7 @@ class Killed(BaseException):
         {"lora": {"rank": 2}},
         {"epochs": 1, "kl": {"coefficient": 0.1, "target": 1.0}},
         {"batch_size": 10},
+        {"critic_warmup": 3},
     ],
 )
 def test_resume_is_bit_exact(make_actors: Callable[..., Actors], tmp_path: Path, options: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from rlhf.config import Optimisation, SFTConfig
+from rlhf.curve import batches
 from rlhf.devices import Compute
 from rlhf.forward import logprobs_of
 from rlhf.memory import Budget
 from rlhf.models import trainable
 from rlhf.sequences import Sample
-from rlhf.sft import _backward, batches, encode_demonstrations, train_sft
+from rlhf.sft import _backward, encode_demonstrations, train_sft
 from rlhf.tokens import Codec, make_codec
 from store.errors import RlaifError, UsageError
 from tests.rlhf.conftest import make_llama, make_tokenizer

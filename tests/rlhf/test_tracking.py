@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -136,6 +140,53 @@ def test_mlflow_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert base.execute("select key, value, step from metrics").fetchall() == [("sft/loss", 2.5, 1)]
         assert ("batch_size", "32") in base.execute("select key, value from params").fetchall()
     assert [path.name for path in (tmp_path / "logs").rglob("*.md")] == ["000001.md"]
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed: pip install mlflow")
+def test_a_resumed_stage_goes_on_in_its_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config, out = SFTConfig(tracking=["mlflow"]), tmp_path / ".sft.partial"
+    killed_in_the_middle(config, out)
+    with tracking(config, "sft", out) as log:
+        log(2, {"loss": 1.5})
+    database = tmp_path / "logs" / "sft" / "mlflow.db"
+    with sqlite3.connect(database) as base:
+        assert base.execute("select status from runs").fetchall() == [("FINISHED",)]
+        assert base.execute("select value, step from metrics order by step").fetchall() == [(2.5, 1), (1.5, 2)]
+    shutil.rmtree(out)  # as when the stage is made anew
+    with tracking(config, "sft", out) as log:
+        log(1, {"loss": 3.5})
+    with sqlite3.connect(database) as base:
+        assert base.execute("select count(*) from runs").fetchone() == (2,)
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install wandb")
+def test_a_resumed_stage_goes_on_in_its_run_of_weights_and_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config, out = SFTConfig(tracking=["wandb"]), tmp_path / ".sft.partial"
+    killed_in_the_middle(config, out)
+    time.sleep(1.1)  # an offline run's folder is named after the second
+    with tracking(config, "sft", out) as log:
+        log(2, {"loss": 1.5})
+    folders = sorted((tmp_path / "logs" / "sft" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2  # a sync puts folders of one id together
+    assert {folder.name.rpartition("-")[2] for folder in folders} == {(out / ".tracking" / "wandb").read_text()}
+    assert "left out" not in capsys.readouterr().err
+
+
+def killed_in_the_middle(config: SFTConfig, out: Path) -> None:
+    """A process that logs one step and is not there any more."""
+    code = (
+        "import os, sys; from pathlib import Path"
+        "\nfrom rlhf.config import SFTConfig; from rlhf.tracking import tracking"
+        "\nwith tracking(SFTConfig.model_validate_json(sys.argv[1]), 'sft', Path(sys.argv[2])) as log:"
+        "\n    log(1, {'loss': 2.5}); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, config.model_dump_json(), str(out)], check=False)
+    assert done.returncode == -9
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install wandb")

@@ -186,6 +186,19 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
         assert len(server.shown) - 3000 < 2 * 64, "what was in flight is asked again, and nothing that was answered"
 
 
+def test_a_worker_with_a_gpu_keeps_what_it_loaded(rubric_judge: Judge, tmp_path: Path) -> None:
+    """Ray would start a process anew for each task that asks for a GPU, which is a mere number to it here."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        in_shards([rubric_judge], tmp_path, runner="ray", workers=1, size=256, gpus=1)
+    finally:
+        ray.shutdown()
+    workers = [need_manifest(path.parent).metrics["worker"] for path in tmp_path.glob("*/manifest.json")]
+    assert len(workers) == 3
+    assert len(set(workers)) == 1
+
+
 def test_a_cluster_that_is_not_there(nodes: Nodes, rubric_judge: Judge, tmp_path: Path) -> None:
     if isinstance(nodes, RayNodes):
         pytest.skip("Ray itself waits for a minute")

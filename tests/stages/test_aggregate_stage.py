@@ -70,11 +70,12 @@ def aggregated(
     verdicts: pa.Table | None = None,
     gold: pa.Table | None = None,
     gold_votes: pa.Table | None = None,
+    pairs: pa.Table = PAIR_ROWS,
     **config: Any,
 ) -> Any:
     tables: dict[str, tuple[Table, pa.Table | None]] = {
         "votes": (VOTES, votes),
-        "pairs": (PAIRS, PAIR_ROWS),
+        "pairs": (PAIRS, pairs),
         "verdicts": (VERDICTS, verdicts),
         "gold": (GOLD, gold),
         "gold_votes": (VOTES, gold_votes),
@@ -172,6 +173,32 @@ def test_gold_raises_the_weight_of_a_judge_that_is_right(tmp_path: Path) -> None
     outcome = aggregated(tmp_path, gold=gold, gold_votes=known, method="stacked")
     assert outcome.manifest.metrics["gold_pairs"] == 20
     assert outcome.manifest.metrics["judge_weights"]["j"] > 1.5
+
+
+def test_gold_teaches_what_a_vote_for_the_longer_response_is_worth(tmp_path: Path) -> None:
+    """The judge is right where both are as long, and wrong where it prefers the longer one."""
+    names = [f"g{number}" for number in range(40)]
+    texts = {name: ("word " * 40, "word") if number % 2 else ("word 1", "word 2") for number, name in enumerate(names)}
+    winners = pa.array(["b" if number % 2 else "a" for number in range(40)], pa.string())
+    gold = pairs_table(*names, **texts).append_column(GOLD.schema.field("winner"), winners)
+    pairs = pairs_table("p1", "p2", "p3", p1=("text " * 40, "text"), p2=("text", "text " * 40), p3=("text 1", "text 2"))
+
+    def said(some: list[str]) -> pa.Table:
+        return votes_table(*(vote(name, "j", order, 0.7) for name in some for order in ("ab", "ba")))
+
+    how: dict[str, Any] = {"votes": said(["p1", "p2", "p3"]), "gold": gold, "gold_votes": said(names), "pairs": pairs}
+    how["gate"] = {"max_length_slope": None, "min_gold_agreement": None}  # made to follow lengths, and to fail
+    found = {}
+    for lengths in (True, False):
+        outcome = aggregated(tmp_path / str(lengths), **how, method="stacked", lengths=lengths)
+        rows = read_table(outcome.folder / "labels.parquet", LABELS).to_pylist()
+        found[lengths] = {row["pair_id"]: row["p_a"] for row in rows}, outcome.manifest.metrics["length_weight"]
+    labels, weight = found[True]
+    assert weight < 0
+    assert labels["p1"] < 0.5 < labels["p3"] < labels["p2"]
+    labels, weight = found[False]
+    assert weight is None
+    assert labels["p1"] == labels["p2"] == labels["p3"]
 
 
 def test_gold_without_votes_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from store.config import parse
 from store.errors import UsageError, WaitingError
 from store.hashing import short_id
 from store.stage import Job, Outcome, Source, run_stage
-from store.tables import GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+from store.tables import ATTACKS, GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
 
 GOOD, BAD = "Nobody owns Antarctica.", "Antarctica Antarctica owns the the"
 
@@ -159,6 +159,35 @@ def test_known_winners_steer_the_draw(tmp_path: Path, tables: dict[str, str]) ->
     steered = chances("steered")
     assert min(steered[30:]) > 2 * max(steered[:30])
     assert sum(steered) == pytest.approx(20)
+
+
+def test_pairs_where_attacks_won_are_looked_at(tmp_path: Path, tables: dict[str, str]) -> None:
+    """The judge is surest of the last pairs; where attacks won it over on them, people look there all the same, and see
+    nothing of that."""
+    on = [f"p{n}" for n in range(50, 60)]
+    rows = [
+        {"attack_id": f"{pair}.{n}", "pair_id": pair, "judge": "j", "fingerprint": "f", "canary": f"c{n}"}
+        | {"kind": "null", "target": "b", "outcome": "flipped" if n < 2 else "kept", "p_before": 0.1, "p_after": 0.4}
+        for pair in on
+        for n in range(3)
+    ]
+    path = write_table(tmp_path / "attacks.parquet", ATTACKS, pa.Table.from_pylist(rows, schema=ATTACKS.schema))
+    nothing = write_table(tmp_path / "nothing.parquet", ATTACKS, ATTACKS.schema.empty_table())
+    config = {"mode": "simulated", "budget": 30, "auditors": [SimulatedAuditor(name="careful")]}
+    given = tables | {"oracle": "tiny-oracle"}
+    plain, empty, done = (
+        stage(tmp_path, given | more, out, **config)
+        for out, more in (("plain", {}), ("empty", {"attacks": str(nothing)}), ("done", {"attacks": str(path)}))
+    )
+    for name in ("selection", "items", "verdicts"):
+        assert (plain.folder / f"{name}.parquet").read_bytes() == (empty.folder / f"{name}.parquet").read_bytes()
+    before, after = (read_table(one.folder / "selection.parquet", SELECTION).to_pylist() for one in (plain, done))
+    for old, new in zip(before, after, strict=True):
+        assert ("2 of 3 attacks on it won a judge over" in new["reason"]) == (new["pair_id"] in on)
+        assert (new["inclusion_probability"] > old["inclusion_probability"]) == (new["pair_id"] in on)
+    seen = pq.read_table(done.folder / "items.parquet")
+    assert seen.schema.names == ITEMS.schema.names
+    assert "attack" not in str(seen.to_pylist())
 
 
 def test_people_through_the_inbox_and_a_kill(tmp_path: Path, tables: dict[str, str]) -> None:

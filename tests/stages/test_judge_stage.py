@@ -18,7 +18,7 @@ from flows.specs import STAGES
 from judges.config import JudgeStageConfig, load_judge
 from store.errors import RlaifError, UsageError
 from store.stage import Job, Source, run_stage
-from store.tables import GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import ATTACKS, GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
 
 from ..judges.answering import Answer, Answering
 from ..judges.conftest import Folder, judge_folder, make_pair, rubric_judge, tiny_judge, tiny_model
@@ -105,17 +105,38 @@ def test_a_killed_stage_goes_on(inputs: Inputs, tmp_path: Path, monkeypatch: pyt
 
 
 def test_judges_are_attacked_where_they_decided(inputs: Inputs, tmp_path: Path) -> None:
-    """Attacks lie in the losing responses of calibration pairs, and are no votes of the round."""
+    """Attacks lie in the losing responses of the round's pairs, and are no votes of the round."""
     outcome = judged(inputs, tmp_path / "out", canaries=2)
     reports = json.loads((outcome.folder / "canaries.json").read_text())
     assert [report["judge"]["name"] for report in reports] == ["tiny", "rules"]
     found = outcome.manifest.metrics["canaries"]
     assert found == {report["judge"]["name"]: report["canaries"]["all"] for report in reports}
-    assert found["rules"]["attempted"] > 20, "rules decide every calibration pair alike in both orders"
+    assert found["rules"]["attempted"] > 20, "rules decide most pairs alike in both orders"
     votes = read_table(outcome.folder / "votes.parquet", VOTES)
+    attacks = read_table(outcome.folder / "attacks.parquet", ATTACKS).to_pylist()
+    known = {row["pair_id"]: row for row in read_table(outcome.folder / "pairs.parquet", PAIRS).to_pylist()}
+    fingerprints = {report["judge"]["name"]: report["judge"]["fingerprint"] for report in reports}
+    for name, figures in found.items():
+        own = [row for row in attacks if row["judge"] == name]
+        assert len(own) == figures["attempted"]
+        assert sum(row["outcome"] == "flipped" for row in own) == figures["flipped"]
+        assert all(row["fingerprint"] == fingerprints[name] for row in own)
+    assert {row["pair_id"] for row in attacks} <= set(known)
+    winners = {(vote["judge"], vote["pair_id"], vote["winner"]) for vote in votes.to_pylist()}
+    for row in attacks:
+        assert {winner for judge, pair, winner in winners if (judge, pair) == (row["judge"], row["pair_id"])} == {
+            "b" if row["target"] == "a" else "a"
+        }, "what is attacked lost in both orders"
     plain = judged(inputs, tmp_path / "plain").folder
     assert votes.num_rows == read_table(plain / "votes.parquet", VOTES).num_rows
-    assert not (plain / "canaries.json").exists()
+    for file in plain.glob("*.parquet"):
+        whole, bare = (pq.read_table(folder / file.name) for folder in (outcome.folder, plain))
+        timed = [name for name in ("latency_s",) if name in bare.column_names]
+        assert whole.drop_columns(timed).equals(bare.drop_columns(timed)), "attacks change nothing of the round"
+    assert {file.name for file in outcome.folder.iterdir()} - {file.name for file in plain.iterdir()} == {
+        "canaries.json",
+        "attacks.parquet",
+    }
 
 
 def test_without_calibration(inputs: Inputs, tmp_path: Path) -> None:
@@ -160,7 +181,7 @@ LIST = "{{ prompt }} {% for response in responses %}<answer>{{ response }}</answ
 
 def short_is_good(text: str) -> Answer:
     """All three kinds of judge, by the number of words; nothing is ranked where two responses are the same."""
-    words = [len(response.split()) for response in re.findall(r"<answer>(.*?)</answer>", text)]
+    words = [len(response.split()) for response in re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)]
     if "RANKING" in text:
         return "RANKING: " + " > ".join(str(slot + 1) for slot in sorted(range(len(words)), key=lambda at: words[at]))
     if "0 to 9" in text:
@@ -250,3 +271,29 @@ def test_a_killed_stage_rates_nothing_twice(served: tuple[Inputs, Answering], tm
     for name, table in (("votes", VOTES), ("ratings", RATINGS)):
         one, other = (read_table(one.folder / f"{name}.parquet", table) for one in (whole, outcome))
         assert one.drop_columns(["latency_s"]).equals(other.drop_columns(["latency_s"]))
+
+
+def test_what_is_known_is_not_asked_again_for_attacks(served: tuple[Inputs, Answering], tmp_path: Path) -> None:
+    """A stage killed among its attacks goes on there; of an attacked pair only the attacked response is rated."""
+    inputs, server = served
+    whole = judged(inputs, tmp_path / "whole", canaries=1)
+    needed, words = len(server.shown), sum(len(text.split()) for text in server.shown)
+    # The last prompt has the same response three times, which are three rollouts.
+    assert all("bridge 5" in text for text, times in Counter(server.shown).items() if times > 1)
+    assert whole.manifest.metrics["cost"] == pytest.approx((2 * words + 5 * 2 * needed) / 1e6)
+    seen: list[str] = []
+
+    def killed(what: str, done: int, total: int, note: str = "") -> None:
+        seen.append(what)
+        if what == "judge flaws" and "judge rules" in seen and done == 9:
+            raise KeyboardInterrupt
+
+    stage = STAGES["judge"].load()
+    about: dict[str, Any] = {"inputs": inputs, "config": JudgeStageConfig(canaries=1), "seed": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("judge", stage, **about, out=tmp_path / "out", progress=killed)
+    outcome = run_stage("judge", stage, **about, out=tmp_path / "out")
+    # Those in flight when it was killed may have been paid for without an answer.
+    assert needed <= len(server.shown) - needed <= needed + 32
+    for name in ("canaries.json", "attacks.parquet"):
+        assert (outcome.folder / name).read_bytes() == (whole.folder / name).read_bytes()

@@ -128,6 +128,36 @@ def test_a_damaged_or_lost_object_is_found_and_not_taken_over(bucket: Bucket, tm
     assert folders.pull(bucket, "r/stage", tmp_path / "third") == {MANIFEST: "damaged"}
 
 
+def test_what_was_retired_is_not_missed_until_it_is_made_again(bucket: Bucket, tmp_path: Path) -> None:
+    files = {**FILES, "model-card.md": "three"}
+    folders.push(bucket, "r/stage", make(tmp_path / "here" / "stage", files))
+    folders.retire(bucket, "r/stage/model")
+    folders.retire(bucket, "r/stage/model")
+    folders.retire(bucket, "r/stage/empty")
+    kept = {"r/stage/a.txt", "r/stage/model-card.md", f"r/stage/{MANIFEST}"}
+    assert set(bucket.keys("r")) == {*kept, f"r/stage/{folders.RETIRED}"}
+    there = tmp_path / "there" / "stage"
+    assert folders.pull(bucket, "r/stage", there) == {}
+    assert {path.name for path in there.rglob("*") if path.is_file()} == {"a.txt", "model-card.md", MANIFEST}
+    folders.push(bucket, "r/stage", make(tmp_path / "again" / "stage", files, seed=1))
+    assert set(bucket.keys("r")) == {*kept, "r/stage/model/b.txt", "r/stage/empty"}
+    bucket.delete(["r/stage/model/b.txt"])
+    assert folders.pull(bucket, "r/stage", there) == {"model/b.txt": "missing"}
+
+
+def test_what_is_in_no_complete_directory_is_merely_deleted(bucket: Bucket) -> None:
+    bucket.write("r/.mirror/judge/index.json", b"{}")
+
+    def lost() -> None:
+        raise RlaifError("lost")
+
+    with pytest.raises(RlaifError, match="lost"):
+        folders.retire(bucket, "r/.mirror", lost)
+    assert len(bucket.keys()) == 1
+    folders.retire(bucket, "r/.mirror")
+    assert bucket.keys() == {}
+
+
 def test_the_manifest_is_last_and_only_the_holder_writes_it(bucket: Bucket, tmp_path: Path) -> None:
     here = make(tmp_path / "stage", FILES)
 

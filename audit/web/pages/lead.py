@@ -29,7 +29,8 @@ def work(request: Request, deps: Deps, lead: Lead, batch: str = "", after: str =
         deps.queue.batch_progress(chosen)  # an unknown one is refused
     notice = None
     if after in ("quarantined", "trusted"):
-        text = "Their answers are kept, and marked." if after == "quarantined" else "Their answers count again."
+        aside = "Their answers are kept and marked, and their items asked of others."
+        text = aside if after == "quarantined" else "Their answers count again."
         notice = {"kind": "good", "title": "Done.", "text": text}
     return deps.pages.page(
         request,
