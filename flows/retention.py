@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.bucket import MIRROR
+from flows.bucket.session import MIRROR
 from flows.inspection.monitor import FOLDER
 from flows.policies.registry import Registry
 from flows.workspace import Round, Workspace

@@ -208,7 +208,7 @@ class Workspace:
             yield
         finally:
             if self.remote is not None:
-                self.remote.push_added()
+                self.remote.records.push_added()
 
 
 def _start(root: Path, value: dict[str, Any]) -> Start:
