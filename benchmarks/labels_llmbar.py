@@ -1,9 +1,10 @@
 """LLMBar as tables, and the accuracy and calibration of labels on it with a few gold pairs (part of labels.py).
 
 Of the 419 pairs n are drawn as gold, the methods learn from them, and every other pair is scored: accuracy with a tie
-as half right, and expected calibration error over ten equal bins of confidence in 0.5..1. The error of one draw holds
-the luck of some 370 pairs; `floor` is what labels that are calibrated by construction would show on as many. `pooled`
-bins the labels of all draws together: that luck is averaged out, and so are opposite errors of single draws.
+as half right, and expected calibration error over ten equal bins of confidence in 0..1, of which a choice between two
+uses the upper five. The error of one draw holds the luck of some 370 pairs; `floor` is what labels that are calibrated
+by construction would show on as many. `pooled` bins the labels of all draws together: that luck is averaged out, and so
+are opposite errors of single draws.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def judged(seed: int, p: Array, y: Array) -> Draw:
 
 def ece(confidence: Array, right: Array) -> float:
     """sum over bins |sum of confidence - sum of right| / pairs (Guo et al. 2017, arXiv 1706.04599, section 2)."""
-    at = np.clip(((confidence - 0.5) * 2 * BINS).astype(int), 0, BINS - 1)
+    at = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gap = np.bincount(at, confidence - right, minlength=BINS)
     return float(np.abs(gap).sum() / len(confidence))
 

@@ -25,12 +25,15 @@ class Form(NamedTuple):
     ridges: tuple[float, ...] = stacked.RIDGES
     apart: float = stacked.APART
     with_length: tuple[bool, ...] = stacked.WITH_LENGTH
+    temperature_sd: float = stacked.TEMPERATURE_SD
 
 
 FORMS = {
     "shipped": Form(),
     "no lengths": Form(with_length=(False,)),
     "always lengths": Form(with_length=(True,)),
+    "no temperature": Form(temperature_sd=1e-6),
+    "temperature, sd 1/2": Form(temperature_sd=0.5),
     "judges apart (K = I)": Form(apart=1.0),
     "half apart": Form(apart=0.5),
     "one model, c 0, r 1, K = I": Form((0.0,), (1.0,), 1.0),

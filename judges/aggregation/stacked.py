@@ -24,6 +24,9 @@ averaged by their evidence (MacKay 1992, Bayesian Interpolation), so that the go
 prior: where the judges are misled it leaves their mean early, where little can be known at all it stays close.
 A label is the average over w, not the label of the best w: sigmoid(z / sqrt(1 + pi/8 x'Cx)), which keeps it from
 claiming more than so few gold pairs can tell (MacKay 1992, The Evidence Framework Applied to Classification Networks).
+Last, the label's log-odds are divided by a temperature T (Guo et al. 2017, arXiv 1706.04599), log T ~ N(0, 1 / 16),
+that makes the gold likeliest under what each of its pairs is given without itself (`left_out`): the models know how
+unsure they are of w, not that their form is wrong.
 
 Why so, and not by independent confusions or log-odds weights: judges share their errors, and the stack sees from the
 gold that two of them say the same thing. Weights may be negative: the difference of a good judge from one that shares
@@ -46,7 +49,8 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 from scipy.linalg import block_diag
-from scipy.special import expit
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, softmax
 
 from judges.aggregation.gold import aligned, known_answers
 from judges.aggregation.labels import labels_of
@@ -55,6 +59,8 @@ from judges.aggregation.slots import Array, over_slots, slot_preference, slot_vo
 STRENGTHS = (1.0, 2.0, 4.0)
 RIDGES = (0.5, 2.0, 8.0)
 WITH_LENGTH = (False, True)
+TEMPERATURE_SD = 0.25
+"""Of log T, before any gold."""
 APART = 0.1
 """a: the part of a judge's worth that has nothing to do with whom it votes like."""
 
@@ -75,7 +81,7 @@ class Posterior:
 @dataclass(frozen=True)
 class _Learned:
     """`scale`: s, in log-odds; `length_scale`: that of the lengths. `preference`: [judges] slot preferences. `share`:
-    [models] posterior probabilities."""
+    [models] posterior probabilities. `temperature`: T."""
 
     judges: list[str]
     scale: float
@@ -83,6 +89,7 @@ class _Learned:
     preference: Array
     models: list[Posterior]
     share: Array
+    temperature: float
 
 
 class StackedJudges:
@@ -115,26 +122,26 @@ class StackedJudges:
         x = np.nan_to_num(x) / scale
         alike = likeness(x)
         length_scale = 1.0 if found.length is None else _root_mean_square(found.length)
-        known = [(x, 0)]
+        forms = [(x[rows], 0)]
         if found.length is not None and len(rows):
-            known = [(np.column_stack([x, found.length / length_scale]), 1) if has else (x, 0) for has in WITH_LENGTH]
-        models = [
-            posterior(features[rows], y, alike, strength, ridge, others)
-            for features, others in known
+            longer = np.column_stack([x, found.length / length_scale])
+            forms = [(longer[rows], 1) if has else (x[rows], 0) for has in WITH_LENGTH]
+        fitted = [
+            (known, posterior(known, y, alike, strength, ridge, others))
+            for known, others in forms
             for strength in STRENGTHS
             for ridge in RIDGES
         ]
-        evidence = np.array([model.log_evidence for model in models])
-        share = np.exp(evidence - evidence.max())
-        share /= share.sum()
-        self._learned = _Learned(found.judges, scale, length_scale, preference, models, share)
+        models = [model for _, model in fitted]
+        share = softmax([model.log_evidence for model in models])
+        lean = share @ np.stack([left_out(known, y, model) for known, model in fitted])
+        temperature = best_temperature(lean, y)
+        self._learned = _Learned(found.judges, scale, length_scale, preference, models, share, temperature)
         if len(rows):
             judges = len(found.judges)
-            means = np.zeros((len(models), judges + 1))
-            for mean, model in zip(means, models, strict=True):
-                mean[: len(model.mean)] = model.mean
-            self.weights = dict(zip(found.judges, (share @ means[:, :judges] / scale).tolist(), strict=True))
-            self.length_weight = None if found.length is None else float(share @ means[:, judges]) / length_scale
+            mean = share @ np.stack([np.append(model.mean, 0.0)[: judges + 1] for model in models])
+            self.weights = dict(zip(found.judges, (mean[:judges] / scale).tolist(), strict=True))
+            self.length_weight = None if found.length is None else float(mean[judges] / length_scale)
         return self
 
     def predict(self, votes: pa.Table) -> pa.Table:
@@ -160,8 +167,8 @@ class StackedJudges:
                 inside, of = np.column_stack([inside, t]), np.append(of, len(learned.judges))
             variance = np.einsum("ij,jk,ik->i", inside, model.covariance[np.ix_(of, of)], inside)
             variance += model.variance * (x[:, ~known] ** 2).sum(axis=1)
-            lean += share * np.tanh(z / np.sqrt(1 + math.pi / 8 * variance) / 2)
-        p_a = np.clip(0.5 + lean / 2, 0, 1)
+            lean += share * _lean(z, variance)
+        p_a = 0.5 + np.tanh(_half_odds(lean) / learned.temperature) / 2
         return labels_of(pa.table({"pair_id": found.pairs, "p_a": p_a}), votes)
 
 
@@ -212,6 +219,41 @@ def posterior(x: Array, y: Array, alike: Array, strength: float, ridge: float, o
     evidence = -value + float(np.linalg.slogdet(precision)[1] - np.linalg.slogdet(curvature)[1]) / 2
     covariance = np.asarray(np.linalg.inv(curvature), dtype=np.float64)
     return Posterior(w, covariance, evidence, strength / max(1, judges), 1 / ridge)
+
+
+def left_out(x: Array, y: Array, model: Posterior) -> Array:
+    """[pairs] what the model would say of each row of the x and y that it was fitted on, had the row not been there, as
+    2 p - 1.
+
+    With z and v the mean and variance of z_i, p = sigmoid(z) and h = p (1 - p), they are z + (p - y) v / (1 - h v) and
+    v / (1 - h v) without row i (Opper and Winther 2000, Gaussian Processes for Classification, section 5).
+    """
+    z, variance = x @ model.mean, np.einsum("ij,jk,ik->i", x, model.covariance, x)
+    p = expit(z)
+    without = variance / (1 - p * (1 - p) * variance)
+    return _lean(z + (p - y) * without, without)
+
+
+def best_temperature(lean: Array, y: Array) -> float:
+    """T of largest posterior, where `lean` [pairs] is 2 p - 1 of predictions of y [pairs] in 0..1; see the module."""
+    if not len(y):
+        return 1.0
+    odds = 2 * _half_odds(lean)
+
+    def loss(log_t: float) -> float:
+        z = odds * math.exp(-log_t)
+        return float(np.sum(np.logaddexp(0.0, z) - y * z)) + (log_t / TEMPERATURE_SD) ** 2 / 2
+
+    return math.exp(minimize_scalar(loss, bounds=(-4 * TEMPERATURE_SD, 4 * TEMPERATURE_SD), method="bounded").x)
+
+
+def _lean(z: Array, variance: Array) -> Array:
+    """2 p - 1, with p the mean of sigmoid over a Gaussian, about."""
+    return np.asarray(np.tanh(z / np.sqrt(1 + math.pi / 8 * variance) / 2), dtype=np.float64)
+
+
+def _half_odds(lean: Array) -> Array:
+    return np.asarray(np.arctanh(np.clip(lean, -1 + 1e-12, 1 - 1e-12)), dtype=np.float64)
 
 
 def _root_mean_square(x: Array) -> float:

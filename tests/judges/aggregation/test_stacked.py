@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 
 from judges.aggregation.mean import MeanPreference
 from judges.aggregation.nonnegative import fit_weights
-from judges.aggregation.stacked import StackedJudges, likeness, posterior
+from judges.aggregation.stacked import StackedJudges, best_temperature, left_out, likeness, posterior
 from store.errors import UsageError
 from store.tables import GOLD, VOTES
 
@@ -252,3 +252,29 @@ def test_twenty_gold_pairs_beat_the_mean_where_judges_share_an_error() -> None:
         gains.append(right[0] - right[1])
     assert np.mean(gains) > 0.1
     assert min(gains) > 0.0
+
+
+def test_what_is_left_out_is_predicted_as_by_a_fit_without_it() -> None:
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(30, 2))
+    y = (rng.random(30) < expit(x @ [1.5, 0.5])).astype(float)
+    found = left_out(x, y, posterior(x, y, np.eye(2), 2.0, 1.0))
+    for i in range(30):
+        rest = np.arange(30) != i
+        model = posterior(x[rest], y[rest], np.eye(2), 2.0, 1.0)
+        variance = x[i] @ model.covariance @ x[i]
+        p = expit(x[i] @ model.mean / np.sqrt(1 + np.pi / 8 * variance))
+        assert (1 + found[i]) / 2 == pytest.approx(p, abs=0.02)
+
+
+@pytest.mark.parametrize("true", [0.7, 1.0, 1.5])
+def test_temperature_of_log_odds_that_are_too_large_or_small(true: float) -> None:
+    rng = np.random.default_rng(12)
+    odds = rng.normal(0, 2, 20_000)
+    y = (rng.random(20_000) < expit(odds / true)).astype(float)
+    assert best_temperature(np.tanh(odds / 2), y) == pytest.approx(true, rel=0.05)
+
+
+def test_a_handful_of_answers_hardly_moves_the_temperature() -> None:
+    assert best_temperature(np.full(3, 0.5), np.ones(3)) == pytest.approx(1, abs=0.15)
+    assert best_temperature(np.zeros(0), np.zeros(0)) == 1.0
