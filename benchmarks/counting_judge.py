@@ -1,4 +1,4 @@
-"""A judge behind a real HTTP server that counts what it is asked: how many calls, which ones twice, how many at a time.
+"""A judge behind a real HTTP server that counts what it is asked: how many calls, and how many at a time.
 
 Its answers depend on the request alone and lean a little to either side, so that they decide no label.
 """
@@ -26,11 +26,10 @@ Answer with 1 or 2 alone.
 
 
 class CountingJudge:
-    """`calls`: the clock's time (seconds since 1970) and the name of each request, in the order of their arrival;
-    `flying`: requests that are being answered now."""
+    """`calls`: the clock's time (seconds since 1970) of each request. `flying`: requests that are being answered."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[float, str]] = []
+        self.calls: list[float] = []
         self.flying = 0
         self._lock = threading.Lock()
         judge = self
@@ -63,16 +62,15 @@ class CountingJudge:
         (folder / "judge.yaml").write_text("\n".join(f"{name}: {value}" for name, value in settings.items()) + "\n")
         return folder
 
-    def repeated(self, since: float, until: float) -> tuple[int, int]:
-        """Calls between two times, and how many of them had been made before."""
-        names = [name for at, name in self.calls if since <= at <= until]
-        return len(names), len(names) - len(set(names))
+    def count(self, since: float, until: float) -> int:
+        """Calls between two times."""
+        return sum(since <= at <= until for at in self.calls)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers["Content-Length"]))
         chance = zlib.crc32(body)
         with self._lock:
-            self.calls.append((time.time(), f"{chance:08x}-{len(body)}"))
+            self.calls.append(time.time())
             self.flying += 1
         try:
             time.sleep(LATENCY_S)

@@ -4,7 +4,8 @@ The undisturbed round comes first; its times of stages tell where the kills go: 
 stage, between stages, before the first one and in the report. Each kill is a SIGKILL to the whole process group of
 `rlaif run`, every other one to all its descendants too, as a machine dies; then `rlaif run` is called again. At the end
 preferences, reward model, policy and evaluation must be byte for byte those of the undisturbed round, every vote there
-once, and a judge behind a real HTTP server must have been called twice for no more than what was in flight at a kill.
+once, and a judge behind a real HTTP server must have had no more calls than in the undisturbed round but for those in
+flight at a kill.
 
 With --folder an interrupted benchmark goes on where it was, with the same kills.
 """
@@ -62,6 +63,8 @@ SAME = ("aggregate/preferences.parquet", "reward/model", "ppo/policy", "evaluate
 RESUMES = ("judge", "ppo")
 """Stages that go on within themselves: several kills share one pass through them."""
 START, REPORT = "start-up", "report"
+CALLS = (("judge", ("judge",)), ("probe and evaluation", ("ppo", "evaluate")))
+"""Calls that are counted, and the stages that make them."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,16 @@ def finish(folder: Path, quick: bool) -> float:
     return time.monotonic() - clock
 
 
-def check(folder: Path, kills: list[dict[str, Any]], judge: CountingJudge, whole: bool) -> bool:
-    """Print each demand with what was found. `whole`: the judge has counted all calls of the killed round."""
+def calls_of(folder: Path, name: str, judge: CountingJudge) -> list[int]:
+    """Calls until the judge stage was done, and after it."""
+    judged = next(e["time"] for e in events(folder, name) if e["event"] == "finished" and e["stage"] == "judge")
+    until = datetime.fromisoformat(judged).timestamp()
+    return [judge.count(0, until), judge.count(until, math.inf)]
+
+
+def check(folder: Path, kills: list[dict[str, Any]], judge: CountingJudge, alone_calls: list[int], whole: bool) -> bool:
+    """Print each demand with what was found. `alone_calls`: those of the undisturbed round, as `calls_of`. `whole`: the
+    judge has counted all calls of the killed round."""
     alone, killed = (folder / name / "rounds" / "001" for name in ("alone", "killed"))
     rows = []
     for name in SAME:
@@ -212,16 +223,10 @@ def check(folder: Path, kills: list[dict[str, Any]], judge: CountingJudge, whole
     asked = Counter(zip(*(votes[name].to_pylist() for name in ("pair_id", "judge", "order")), strict=True))
     once = len(asked) == wanted == votes.num_rows
     rows.append(("every vote once", once, f"{votes.num_rows} votes of {wanted}"))
-    judged = next(e["time"] for e in events(folder, "killed") if e["event"] == "finished" and e["stage"] == "judge")
-    between = datetime.fromisoformat(judged).timestamp()
-    for what, stages, since, until in (
-        ("judge", ("judge",), 0.0, between),
-        ("probe and evaluation", ("ppo", "evaluate"), between, math.inf),
-    ):
-        calls, repeated = judge.repeated(since, until)
+    for (what, stages), calls, needed in zip(CALLS, calls_of(folder, "killed", judge), alone_calls, strict=True):
         most = sum(kill["stage"] in stages for kill in kills) * CONCURRENCY
-        text = f"{repeated} of {calls}; in flight at most {most}" + ("" if whole else " (counted since going on)")
-        rows.append((f"{what}: calls repeated <= in flight", repeated <= most, text))
+        text = f"{calls} for {needed}; in flight at most {most}" + ("" if whole else " (counted since going on)")
+        rows.append((f"{what}: calls repeated <= in flight", calls - needed <= most, text))
     rows.append(("no process left behind", not any(kill["orphans"] for kill in kills), ""))
     print()
     for name, fine, text in rows:
@@ -263,7 +268,7 @@ def chaos(folder: Path, quick: bool, kills: int, seed: int) -> bool:
     if not progress.exists():
         times = run_alone(folder, quick)
         planned = [asdict(kill) for kill in plan(times, kills, seed)]
-        write_json(progress, {"times": times, "plan": planned, "done": []})
+        write_json(progress, {"times": times, "calls": calls_of(folder, "alone", judge), "plan": planned, "done": []})
         judge.calls.clear()
     state = read_json(progress)
     whole = not state["done"]
@@ -286,7 +291,7 @@ def chaos(folder: Path, quick: bool, kills: int, seed: int) -> bool:
         if event["event"] in ("started", "reused") and "stage" in event:
             attempts[event["stage"]] += 1 if event["event"] == "started" else -1
     show(state["done"], state["times"], attempts)
-    return check(folder, state["done"], judge, whole)
+    return check(folder, state["done"], judge, state["calls"], whole)
 
 
 if __name__ == "__main__":
