@@ -161,20 +161,18 @@ def where(found: list[dict[str, Any]]) -> str:
 
 
 def strike(folder: Path, kill: Kill, quick: bool, judge: CountingJudge) -> dict[str, Any] | None:
-    """Run until the kill's instant and kill; None where the round ended before it."""
+    """Run until the kill's instant, or until its stage is over, and kill; None where the round ended before it."""
     before = len(events(folder, "killed"))
     clock = time.monotonic()
     first = not (folder / "killed" / "rounds" / "001" / "round.json").exists()
     with started(command(folder, "killed", quick, first), folder / "killed.log") as process:
         due = clock + kill.delay_s if kill.stage == START else None
-        while process.poll() is None:
-            if due is None:
-                new = events(folder, "killed")[before:]
-                kinds = ("started",) if kill.event == "started" else ("finished", "reused")
-                if any(e.get("stage") == kill.stage and e["event"] in kinds for e in new):
-                    due = time.monotonic() + kill.delay_s
-            elif time.monotonic() >= due:
-                break
+        while process.poll() is None and (due is None or time.monotonic() < due):
+            seen = {e["event"] for e in events(folder, "killed")[before:] if e.get("stage") == kill.stage}
+            if seen & {"finished", "reused"} and kill.event == "started":
+                break  # a stage that goes on within itself may have little left
+            if due is None and seen & ({"started"} if kill.event == "started" else {"finished", "reused"}):
+                due = time.monotonic() + kill.delay_s
             time.sleep(0.005)
         if process.poll() is not None:
             if process.returncode:
@@ -195,6 +193,9 @@ def strike(folder: Path, kill: Kill, quick: bool, judge: CountingJudge) -> dict[
 
 
 def finish(folder: Path, quick: bool) -> float:
+    """Seconds of the last run, which nobody kills; 0 where the round is over."""
+    if any(event["event"] == "round_finished" for event in events(folder, "killed")):
+        return 0.0
     clock = time.monotonic()
     first = not (folder / "killed" / "rounds" / "001" / "round.json").exists()
     with started(command(folder, "killed", quick, first), folder / "killed.log") as process:
