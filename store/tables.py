@@ -7,6 +7,7 @@ in one sentence, so that no stage starts on a table it would misread. Extra colu
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from store.errors import UsageError
 from store.files import atomic_write, explain_os_errors, remove, sync_file, sync_folder
+from store.keys import all_distinct
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 131_072
@@ -338,13 +340,16 @@ def write_table(
     there are more than `part_rows` (0: never), `path` becomes a folder of part files with so many rows each at most.
     Raises UsageError where the data does not fit the schema.
     """
-    data = conform(data, table, source=str(path))
+    data = _typed(data, table, source=str(path))
     tags = {"rlaif.table": table.name, "rlaif.schema_version": str(SCHEMA_VERSION), **(metadata or {})}
     if part_rows and data.num_rows > part_rows:
+        _refuse_duplicates(data, table, source=str(path))
         return _write_parts(path, data, tags, part_rows)
-    data = data.replace_schema_metadata(tags)
-    with atomic_write(path) as beside:
-        pq.write_table(data, beside, compression="zstd", row_group_size=ROW_GROUP)
+    tagged = data.replace_schema_metadata(tags)
+    with ThreadPoolExecutor(1) as pool, atomic_write(path) as beside:
+        distinct = pool.submit(_refuse_duplicates, data, table, source=str(path))  # while a core has nothing to do
+        pq.write_table(tagged, beside, compression="zstd", row_group_size=ROW_GROUP)
+        distinct.result()
     return path
 
 
@@ -455,6 +460,12 @@ def read_table(path: Path, table: Table, allow_empty: bool = False) -> pa.Table:
 
 def conform(data: pa.Table, table: Table, source: str) -> pa.Table:
     """Return `data` with the schema's columns first, cast to their types, extra columns after; see `read_table`."""
+    data = _typed(data, table, source)
+    _refuse_duplicates(data, table, source)
+    return data
+
+
+def _typed(data: pa.Table, table: Table, source: str) -> pa.Table:
     missing = [name for name in table.schema.names if name not in data.column_names]
     optional = [name for name in missing if table.schema.field(name).nullable]
     absent = [name for name in missing if name not in optional]
@@ -484,15 +495,13 @@ def conform(data: pa.Table, table: Table, source: str) -> pa.Table:
     extra = [name for name in data.column_names if name not in columns]
     fields = [*table.schema, *(data.schema.field(name) for name in extra)]
     columns |= {name: data.column(name) for name in extra}
-    if table.key:
-        _refuse_duplicates(columns[table.key], table, source)
     return pa.table(columns, schema=pa.schema(fields))
 
 
-def _refuse_duplicates(keys: pa.ChunkedArray | pa.Array, table: Table, source: str) -> None:
-    if len(pc.unique(keys)) == len(keys):
+def _refuse_duplicates(data: pa.Table, table: Table, source: str) -> None:
+    if not table.key or all_distinct(data[table.key]):
         return
-    counts = pc.value_counts(keys).to_pylist()
+    counts = pc.value_counts(data[table.key]).to_pylist()
     double = next(row["values"] for row in counts if row["counts"] > 1)
     raise UsageError(
         f"{source}: {table.key} {double!r} occurs more than once: make the keys of a {table.name} table unique."
