@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rlhf.config import DPOConfig
 from rlhf.curve import Curve
-from rlhf.devices import Compute
+from rlhf.devices import Compute, on_device
 from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.losses import bradley_terry_loss
 from rlhf.memory import Budget
@@ -65,10 +65,10 @@ def with_reference(model: Model, pairs: Sequence[Pair], compute: Compute, budget
 def implicit_rewards(model: Model, batch: MicroBatch, pairs: Sequence[Pair], beta: float) -> Tensor:
     """[p, 2] rewards of chosen and rejected response of the p pairs in `batch`, which packs them side by side."""
     logprobs = response_logprobs(model, batch)
-    owner = torch.repeat_interleave(torch.tensor(batch.lengths)).to(logprobs.device)
+    owner = on_device(torch.repeat_interleave(torch.tensor(batch.lengths)), logprobs.device)
     sums = logprobs.new_zeros(len(batch.lengths)).index_add(0, owner, logprobs)
     reference = torch.tensor([[pair.reference_chosen, pair.reference_rejected] for pair in pairs])
-    return beta * (sums.view(-1, 2) - reference.to(sums))
+    return beta * (sums.view(-1, 2) - on_device(reference, sums.device))
 
 
 def train_dpo(
@@ -122,19 +122,23 @@ def _backward(model: Model, pairs: Sequence[Pair], tokens: int, config: DPOConfi
     weights = sum(pair.weight for pair in pairs)
     mine = [pairs[index] for index in compute.world.share([pair.length for pair in pairs])]
     parts = [[mine[index] for index in part] for part in split([pair.length for pair in mine], tokens)]
-    totals = torch.zeros(4, dtype=torch.float64)
+    found = []
     for part, factor in rounds(model, compute.world, parts, lambda: [pairs[0]]):
         samples = [sample for pair in part for sample in (pair.chosen, pair.rejected)]
         with compute.autocast():
             rewards = implicit_rewards(model, pack(samples, range(len(samples)), compute.device), part, config.beta)
-        p_chosen, weight = torch.tensor([[pair.p_chosen, pair.weight] for pair in part], device=compute.device).T
+        p_chosen, weight = on_device(torch.tensor([[pair.p_chosen, pair.weight] for pair in part]), compute.device).T
         losses = bradley_terry_loss(rewards[:, 0], rewards[:, 1], p_chosen, label_smoothing=config.label_smoothing)
         loss = factor * (losses * weight).sum() / weights
         loss.backward()
         with torch.no_grad():
             won = (rewards[:, 0] > rewards[:, 1]).float()
             sums = torch.stack([(value * weight).sum() for value in (losses, rewards[:, 0], rewards[:, 1], won)])
-            totals += factor * (sums / weights).cpu().double()
+            found.append(factor * (sums / weights))
+    # Read once: a transfer a micro-batch would make the next one wait for this one's backward pass.
+    totals = torch.zeros(4, dtype=torch.float64)
+    for row in torch.stack(found).cpu() if found else ():
+        totals += row.double()
     return totals
 
 

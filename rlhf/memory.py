@@ -16,6 +16,9 @@ import torch
 from store.errors import TransientError
 
 MAX_HALVINGS = 3
+SAID = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of")
+"""By the CPU's allocator, by CUDA outside of torch's, by a library without room for its workspace, by MPS."""
+
 
 T = TypeVar("T")
 
@@ -72,5 +75,5 @@ class Budget:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """The GPU has an exception of its own; the CPU allocator raises a RuntimeError that only its text tells apart."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """torch's allocator of a GPU has an exception of its own; the others' only their text tells apart."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in SAID)

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf.config import Lora
@@ -31,14 +32,14 @@ Model = Any
 def load_policy(name: str, compute: Compute, *, trained: bool = False) -> tuple[Model, Codec]:
     """A causal language model with its tokenizer.
 
-    `trained`: weights stay float32 (see rlhf.devices); else they are in the compute type and frozen. Raises UsageError,
-    in one sentence, where `name` is no causal language model.
+    `trained`: weights stay float32 (see rlhf.devices); else they are frozen. Forward passes are made under
+    `compute.autocast()`. Raises UsageError, in one sentence, where `name` is no causal language model.
     """
     from transformers import AutoModelForCausalLM
 
     model = load_pretrained(AutoModelForCausalLM, name, compute, trained=trained)
     codec = load_codec(name, model.config, model.generation_config)
-    _require_known_head(model, name)
+    _require_known_head(model, name, compute)
     return model, codec
 
 
@@ -57,7 +58,8 @@ def load_pretrained(
         with quiet():
             model, info = auto.from_pretrained(
                 name,
-                dtype=torch.float32 if trained else compute.dtype,
+                # FSDP converts all weights as it gathers them, so frozen ones may as well lie there converted.
+                dtype=compute.dtype if compute.sharded and not trained else torch.float32,
                 attn_implementation=compute.attention,
                 output_loading_info=True,
                 **options,
@@ -81,6 +83,7 @@ def load_pretrained(
             model.train()  # transformers recomputes only in training mode; dropout is off anyway
     else:
         model.requires_grad_(False)
+        narrow(model, compute)
     if compute.compile:
         # In place, so that names of weights and saved folders stay as they are; lengths differ from batch to batch.
         model.base_model.compile(dynamic=True)
@@ -126,11 +129,49 @@ def trunk(model: Model) -> Model:
     return unwrap(model).base_model
 
 
-def hidden_states(model: Model, ids: Tensor, positions: Tensor) -> Tensor:
-    """[r * w, d] last hidden states of packed rows [r, w]; see rlhf.sequences for how rows are told apart."""
-    output = trunk(model)(input_ids=ids, position_ids=positions, use_cache=False)
+def narrow(model: Model, compute: Compute) -> None:
+    """Keep the frozen weights of products in the compute type, each converted once, in half the memory.
+
+    To the bit what autocast makes of them, but it converts a frozen weight at each use: it remembers those of trained
+    ones alone. Embeddings, norms and biases stay, so that a frozen model computes as a trained one does: a reference
+    as the policy before its first step, a reward model, whose head stays too, as when it was trained.
+    """
+    if compute.sharded or compute.dtype == torch.float32:
+        return
+    body, words = trunk(model), unwrap(model).get_output_embeddings()
+    tables = [module for module in body.modules() if isinstance(module, nn.Embedding)]
+    looked_up = {id(value) for module in tables for value in module.parameters()}
+    for value in (*body.parameters(), *(() if words is None else words.parameters())):
+        if value.ndim > 1 and not value.requires_grad and id(value) not in looked_up:
+            value.data = value.data.to(compute.dtype)
+
+
+def is_flash(model: Model) -> bool:
+    """Whether its attention is a flash kernel, which takes no float32 and no mask of a whole row."""
+    return "flash" in str(unwrap(model).config._attn_implementation)
+
+
+def hidden_states(model: Model, ids: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[r * w, d] last hidden states of packed rows [r, w]; see rlhf.sequences for how rows are told apart.
+
+    mask: of whole rows, instead of the one that positions imply (rlhf.reward_batches).
+    """
+    more: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
+    if is_flash(model):
+        # Sequences are told apart in a single row only: several would attend to each other across borders, silently.
+        ids, positions = ids.view(1, -1), positions.view(1, -1)
+        more = _borders(positions)
+    output = trunk(model)(input_ids=ids, position_ids=positions, use_cache=False, **more)
     states: Tensor = output.last_hidden_state
     return states.flatten(0, 1)
+
+
+def _borders(positions: Tensor) -> dict[str, Any]:
+    """What a flash kernel is told of the sequences in a row: else each layer would find out, and wait for the GPU."""
+    starts = (positions.flatten() == 0).nonzero()[:, 0]
+    borders = F.pad(starts, (0, 1), value=positions.numel()).to(torch.int32)
+    longest = int(borders.diff().max())
+    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
 def head(model: Model) -> Callable[[Tensor], Tensor]:
@@ -153,10 +194,10 @@ def head(model: Model) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _require_known_head(model: Model, name: str) -> None:
+def _require_known_head(model: Model, name: str, compute: Compute) -> None:
     """A family whose head does more than `head` knows would train on wrong log-probs: refuse it once, here."""
     ids = torch.arange(4, device=model.device)[None]
-    with torch.no_grad():
+    with torch.no_grad(), compute.autocast():
         ours = head(model)(hidden_states(model, ids, ids))
         theirs = model(input_ids=ids, use_cache=False).logits[0]
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
@@ -166,8 +207,11 @@ def _require_known_head(model: Model, name: str) -> None:
         )
 
 
-def attach_lora(model: Model, lora: Lora, task: str = "CAUSAL_LM") -> Model:
-    """Wrap `model` in peft with trainable adapters (and a trainable reward head for SEQ_CLS) over frozen weights."""
+def attach_lora(model: Model, lora: Lora, task: str = "CAUSAL_LM", compute: Compute | None = None) -> Model:
+    """Wrap `model` in peft with trainable adapters (and a trainable reward head for SEQ_CLS) over frozen weights.
+
+    compute: in whose type the frozen weights are kept (`narrow`); None leaves them.
+    """
     from peft import LoraConfig, get_peft_model
 
     wrapped = get_peft_model(
@@ -183,18 +227,28 @@ def attach_lora(model: Model, lora: Lora, task: str = "CAUSAL_LM") -> Model:
     if unwrap(model).is_gradient_checkpointing:
         # The embeddings are frozen: without this no gradient enters the recomputed blocks.
         wrapped.enable_input_require_grads()
+    if compute is not None:
+        narrow(wrapped, compute)
     return wrapped
 
 
 def merged(model: Model) -> Model:
-    """A plain transformers model with the adapters added to the weights; the adapters are gone afterwards."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    """A plain transformers model with the adapters added to the weights; the adapters are gone afterwards.
+
+    In float32: to weights in bfloat16 most of what was learnt would add nothing.
+    """
+    return model.float().merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 @contextlib.contextmanager
 def adapter_off(model: Model) -> Iterator[Model]:
     """The same weights as before training: the reference of a LoRA policy."""
+    trained = list(trainable(model).values())
     with model.disable_adapter():
+        # peft freezes adapters that are off. FSDP notes, each time it gathers weights, in which type gradients of the
+        # trained ones are to be; of none it would note nothing, and the next update has gradients in bfloat16.
+        for value in trained:
+            value.requires_grad_(True)
         yield model
 
 

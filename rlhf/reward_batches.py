@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf.models import Model, trunk, unwrap
-from rlhf.reward_heads import score_head
+from rlhf.devices import on_device
+from rlhf.models import Model, hidden_states, is_flash, unwrap
+from rlhf.reward_heads import last_layer, scalars
 from rlhf.sequences import Sample, pack
 from rlhf.sharding import passed
 
@@ -50,9 +51,9 @@ def members_of(model: Model, inputs: Inputs) -> Tensor:
         if inputs.last is None:
             output: Tensor = model(**inputs.arguments).logits
             return output.float()
-        states = trunk(model)(**inputs.arguments, use_cache=False).last_hidden_state.flatten(0, 1)[inputs.last]
-        scores: Tensor = score_head(model)(states)
-        return scores.float()
+        given = inputs.arguments
+        states = hidden_states(model, given["input_ids"], given["position_ids"], given.get("attention_mask"))
+        return scalars(last_layer(model), states[inputs.last])
 
     return passed(model, forward)
 
@@ -73,7 +74,7 @@ def padded(samples: Sequence[Sample], device: torch.device, pad: int, types: boo
         mask[row, : sample.length] = 1
         kind[row, len(sample.prompt) : sample.length] = 1
     arguments = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": kind} if types else {})
-    return Inputs({name: value.to(device) for name, value in arguments.items()}, None)
+    return Inputs({name: on_device(value, device) for name, value in arguments.items()}, None)
 
 
 class Shared(NamedTuple):
@@ -102,7 +103,7 @@ def shared_rows(pairs: Sequence[Shared], device: torch.device, dtype: torch.dtyp
     bounds = torch.tensor([(pair.common, pair.first, len(pair.ids)) for pair in pairs])
     for row, pair in enumerate(pairs):
         ids[row, : len(pair.ids)] = torch.tensor(pair.ids)
-    ids, bounds = ids.to(device), bounds.to(device)
+    ids, bounds = on_device(ids, device), on_device(bounds, device)
     common, first, end = (bounds[:, column, None] for column in range(3))
     at = torch.arange(width, device=device)[None]
     second = at >= first
@@ -131,9 +132,10 @@ def abilities(model: Model, avoid: frozenset[int]) -> Abilities:
         return Abilities(False, False)
     a, b, c, d = usable[:4]
     one, other = Sample([a, b, c, d, b], [c, a, d]), Sample([a, b, c, d, b], [d, d, a, c, a])
-    device, flash = unwrap(model).device, "flash" in str(unwrap(model).config._attn_implementation)
-    # Flash kernels take no float32, which weights that are trained are in.
-    kernel_type = torch.autocast(device.type, torch.bfloat16) if flash else contextlib.nullcontext()
+    device = unwrap(model).device
+    # Flash kernels take no float32, and of frozen weights some may be in bfloat16 (rlhf.models.narrow).
+    loose = is_flash(model) or any(value.dtype != torch.float32 for value in model.parameters())
+    kernel_type = torch.autocast(device.type, torch.bfloat16) if loose else contextlib.nullcontext()
     with kernel_type:
         single = torch.cat(
             [model(input_ids=torch.tensor([[*s.prompt, *s.response]], device=device)).logits for s in (one, other)]
@@ -145,7 +147,6 @@ def abilities(model: Model, avoid: frozenset[int]) -> Abilities:
                 found = members_of(model, inputs)
         except (TypeError, ValueError, RuntimeError, AttributeError):
             return False
-        loose = flash or unwrap(model).dtype != torch.float32
         return torch.allclose(found, single, rtol=5e-2 if loose else 1e-4, atol=5e-2 if loose else 1e-5)
 
     can_pack = agrees(packed([one, other], device))

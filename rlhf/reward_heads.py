@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf.models import Model, unwrap
@@ -58,6 +59,15 @@ def _find(model: Model) -> tuple[nn.Module, str, nn.Linear]:
 
 def _holds_linear(module: nn.Module) -> bool:
     return any(isinstance(inner, nn.Linear) for inner in module.modules())
+
+
+def scalars(layer: nn.Linear, states: Tensor) -> Tensor:
+    """[n, k] what `layer` makes of hidden states [n, d], in float32 whatever the trunk computes in.
+
+    Bfloat16 holds two to three digits: rewards near each other would be equal, and a tie is not won.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        return F.linear(states.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def init_head(layer: nn.Linear) -> None:

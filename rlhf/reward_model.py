@@ -39,7 +39,7 @@ from rlhf.reward_heads import (
     widen,
     write_heads,
 )
-from rlhf.sequences import Sample, split
+from rlhf.sequences import Sample, split, split_padded
 from rlhf.sharding import divided
 from rlhf.tokens import Codec, load_codec
 from store.errors import UsageError
@@ -136,19 +136,12 @@ class RewardModel:
         return batches.padded(samples, device, pad, types)
 
     def parts(self, lengths: Sequence[int], tokens: int) -> list[list[int]]:
-        """Indices of sequences by forward pass, of about the same length each: a row costs what its longest costs."""
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        """Indices of sequences by forward pass, of about the same length each."""
         if self.abilities.packed:
+            order = sorted(range(len(lengths)), key=lambda index: lengths[index])
             return [[order[at] for at in part] for part in split([lengths[index] for index in order], tokens)]
-        if unwrap(self.model).config.pad_token_id is None:
-            return [[index] for index in order]  # transformers refuses batches then
-        found: list[list[int]] = []
-        for index in order:
-            # Sorted, so that this one sets the width of its part.
-            if not found or (len(found[-1]) + 1) * lengths[index] > tokens:
-                found.append([])
-            found[-1].append(index)
-        return found
+        # Without padding, transformers refuses batches.
+        return split_padded(lengths, tokens if unwrap(self.model).config.pad_token_id is not None else 1)
 
     def member_rewards(self, inputs: batches.Inputs) -> Tensor:
         """[s, k] rewards of this model's k heads, shift included."""

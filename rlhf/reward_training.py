@@ -21,7 +21,7 @@ from rlhf import reward_batches
 from rlhf.checkpoints import CheckpointFolder
 from rlhf.config import RewardConfig
 from rlhf.curve import batches
-from rlhf.devices import Compute
+from rlhf.devices import Compute, on_device
 from rlhf.losses import bradley_terry_loss
 from rlhf.memory import Budget
 from rlhf.models import restore, snapshot, trainable, unwrap
@@ -29,7 +29,7 @@ from rlhf.optimisation import Optimizer
 from rlhf.reward_batches import Inputs, Shared
 from rlhf.reward_metrics import log_loss
 from rlhf.reward_model import RewardModel, combine
-from rlhf.sequences import Sample, split
+from rlhf.sequences import Sample, split_padded
 from rlhf.sharding import divided, rounds
 from rlhf.tracking import Log, no_log
 from store.errors import RlaifError
@@ -205,8 +205,10 @@ def forward_passes(
         for pair in pairs
     ]
     together = {index: one for index, one in enumerate(sharing) if one and one.common >= reward_batches.SHARED_LEAST}
-    for part in _split(together, tokens):
-        yield part, _shared(reward_model, [together[index] for index in part])
+    shared = list(together)
+    for part in split_padded([len(together[index].ids) for index in shared], tokens):
+        members = [shared[at] for at in part]
+        yield members, _shared(reward_model, [together[index] for index in members])
     apart = [index for index in range(len(pairs)) if index not in together]
     for part in reward_model.parts([_cost(reward_model, pairs[index]) for index in apart], tokens):
         members = [apart[at] for at in part]
@@ -222,11 +224,6 @@ def _cost(reward_model: RewardModel, pair: Pair) -> int:
 def _pairwise(rewards: Tensor) -> Tensor:
     """[p, 2, k] from [2 p, k], chosen before rejected."""
     return rewards.reshape(-1, 2, rewards.shape[-1])
-
-
-def _split(together: dict[int, Shared], tokens: int) -> list[list[int]]:
-    order = sorted(together, key=lambda index: len(together[index].ids))
-    return [[order[at] for at in part] for part in split([len(together[index].ids) for index in order], tokens)]
 
 
 def _shared(reward_model: RewardModel, pairs: Sequence[Shared]) -> Inputs:
@@ -255,7 +252,7 @@ def _backward(
         with compute.autocast():
             rewards = _pairwise(reward_model.member_rewards(inputs))
         columns = [[_target(pair, config), _margin(pair, config), pair.weight * counts] for pair in members]
-        target, margin, weight = torch.tensor(columns, device=compute.device).T[:, :, None]
+        target, margin, weight = on_device(torch.tensor(columns), compute.device).T[:, :, None]
         losses = bradley_terry_loss(
             rewards[:, 0],
             rewards[:, 1],

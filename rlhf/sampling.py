@@ -18,8 +18,8 @@ from rlhf.memory import Budget
 from rlhf.models import Model, load_policy
 from rlhf.tokens import Codec, codec_of
 from store.hashing import short_id
+from store.schemas import ROLLOUTS
 from store.stage import Progress, silent
-from store.tables import ROLLOUTS
 
 
 class Prompt(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 from rlhf.config import SFTConfig
 from rlhf.curve import Curve
 from rlhf.demonstrations import Demonstrations
-from rlhf.devices import Compute
+from rlhf.devices import Compute, on_device
 from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.memory import Budget
 from rlhf.models import Model
@@ -135,5 +135,6 @@ def _backward(
 
 def _only(micro: MicroBatch, trained: Sequence[Sequence[bool]]) -> MicroBatch:
     """The micro-batch with the trained response tokens alone; the head sees no other."""
-    keep = torch.tensor([flag for mask in trained for flag in mask], device=micro.before.device)
+    kept = [at for at, flag in enumerate(flag for mask in trained for flag in mask) if flag]
+    keep = on_device(torch.tensor(kept, dtype=torch.long), micro.before.device)
     return micro._replace(before=micro.before[keep], targets=micro.targets[keep])

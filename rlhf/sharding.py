@@ -105,8 +105,21 @@ def divided(
 
     Results are on the CPU. Each process may run it in passes of its own size.
     """
-    with whole(model):
+    with whole(model), without_dropout(model):
         return compute.world.spread([cost(item) for item in items], lambda mine: work([items[at] for at in mine]))
+
+
+@contextlib.contextmanager
+def without_dropout(model: Model) -> Iterator[None]:
+    """What is measured is the model itself; the dropout of adapters is on while they are trained."""
+    active = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in active:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in active:
+            module.train()
 
 
 def rounds(model: Model, world: World, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, float]]:

@@ -36,16 +36,17 @@ class TransformersEngine:
     ) -> list[Generated]:
         def part(mine: Sequence[int]) -> list[Generated]:
             def work(batch_size: int) -> list[Generated]:
-                return generate(
-                    self._model,
-                    [prompts[row] for row in mine],
-                    [seeds[row] for row in mine],
-                    decoding,
-                    stop_ids,
-                    batch_size=batch_size,
-                    autocast=self._compute.autocast,
-                    on_done=None if on_done is None else lambda done: on_done(done, len(mine)),
-                )
+                with self._compute.eager():
+                    return generate(
+                        self._model,
+                        [prompts[row] for row in mine],
+                        [seeds[row] for row in mine],
+                        decoding,
+                        stop_ids,
+                        batch_size=batch_size,
+                        autocast=self._compute.autocast,
+                        on_done=None if on_done is None else lambda done: on_done(done, len(mine)),
+                    )
 
             return self._budget.run(work, "generation")
 

@@ -67,7 +67,7 @@ def merged_state(model: Model, dtype: torch.dtype) -> dict[str, Tensor]:
             continue
         plain = name.replace(".base_layer.", ".")
         if plain in deltas:
-            state[plain] = (value + deltas[plain].to(value)).to(dtype)
+            state[plain] = (value + deltas[plain]).to(dtype)  # summed in float32, the adapters' type
             continue
         key = (value.data_ptr(), value.shape)
         if key not in cast:

@@ -31,9 +31,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self.owner.slots, key_states.shape[1], self.owner.columns)
+        # Under autocast keys come out of their rotation in float32, and each step would convert all of them again.
+        kind = key_states.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         # Zeros: a masked column counts 0 times its value, which must not be a NaN.
-        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
-        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self.keys = key_states.new_zeros(*shape, key_states.shape[-1], dtype=low)
+        self.values = value_states.new_zeros(*shape, value_states.shape[-1], dtype=low)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -46,8 +49,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             self.values[rows, :, :width] = value_states[owner.entering]
             return key_states, value_states
         every = torch.arange(owner.rows, device=key_states.device)
-        self.keys[every, :, owner.lengths] = key_states[:, :, 0]
-        self.values[every, :, owner.lengths] = value_states[:, :, 0]
+        self.keys[every, :, owner.lengths] = key_states[:, :, 0].to(self.keys)
+        self.values[every, :, owner.lengths] = value_states[:, :, 0].to(self.values)
         return self.keys[: owner.rows, :, : owner.width], self.values[: owner.rows, :, : owner.width]
 
     def get_seq_length(self) -> int:

@@ -92,7 +92,7 @@ def load_actors(
     policy, codec = load_policy(policy_name, compute, trained=True)
     reference: Model | None = None
     if config.lora is not None:
-        policy = attach_lora(policy, config.lora)
+        policy = attach_lora(policy, config.lora, compute=compute)
         disable_dropout(policy)
     # Divided among the processes as soon as it is there: several whole models at once may not fit on one device.
     shard(policy, compute)

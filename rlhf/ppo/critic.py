@@ -17,7 +17,8 @@ from rlhf.config import Lora
 from rlhf.devices import Compute
 from rlhf.memory import Budget
 from rlhf.models import Model, attach_lora, disable_dropout, hidden_states, unwrap
-from rlhf.reward_model import init_head, load_reward_model, score_head
+from rlhf.reward_heads import init_head, last_layer, scalars
+from rlhf.reward_model import load_reward_model
 from rlhf.sequences import MicroBatch, Sample, micro_batches, rows_of
 from rlhf.sharding import divided, passed, shard
 
@@ -35,8 +36,7 @@ class SeparateCritic(nn.Module):
 
         def forward() -> Tensor:
             states = hidden_states(self.model, batch.ids, batch.positions)[batch.before]
-            value: Tensor = score_head(self.model)(states)[:, 0].float()
-            return value
+            return scalars(last_layer(self.model), states)[:, 0]
 
         return passed(self.model, forward) + self.bias
 
@@ -51,8 +51,7 @@ class SharedCritic(nn.Module):
 
     def values_of_states(self, states: Tensor) -> Tensor:
         """[n] values from the policy's hidden states [n, d]."""
-        value: Tensor = self.head(states)[:, 0].float()
-        return value
+        return scalars(self.head, states)[:, 0]
 
 
 Critic = SeparateCritic | SharedCritic
@@ -64,7 +63,7 @@ def separate_critic(name: str, compute: Compute, lora: Lora | None = None) -> Se
     shift = start.shift
     model = start.model
     if lora is not None:
-        model = attach_lora(model, lora, "SEQ_CLS")
+        model = attach_lora(model, lora, "SEQ_CLS", compute)
         disable_dropout(model)
     return SeparateCritic(shard(model, compute), shift)
 

@@ -158,6 +158,7 @@ def _require_finite(rollouts: Rollouts, update: int) -> None:
     columns = {
         "score": rollouts.scores.isfinite(),
         "log-prob": rollouts.logprobs.isfinite().all(1),
+        "log-prob of the reference": rollouts.reference_logprobs.isfinite().all(1),
         "importance weight": torch.ones(1, dtype=torch.bool)
         if rollouts.importance is None
         else rollouts.importance.weights.isfinite().all(1),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config import PPOConfig
-from rlhf.devices import Compute
+from rlhf.devices import Compute, on_device
 from rlhf.generation import row_seed
 from rlhf.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf.losses import policy_loss, value_loss
@@ -165,7 +165,7 @@ def _policy_micro_batch(
     """
 
     def flat(padded: Tensor) -> Tensor:
-        return flat_of(padded, batch.members, batch.lengths).to(actors.compute.device)
+        return on_device(flat_of(padded, batch.members, batch.lengths), actors.compute.device)
 
     def forward() -> tuple[Tensor, Tensor, Tensor | None]:
         states = hidden_states(actors.policy, batch.ids, batch.positions)[batch.before]
@@ -215,7 +215,8 @@ def _critic_step(
         total = torch.zeros((), device=compute.device)
         for batch, weight in _micro_batches(rollouts, members, size, critic.model, compute):
             old, goals = (
-                flat_of(padded, batch.members, batch.lengths).to(compute.device) for padded in (old_values, returns)
+                on_device(flat_of(padded, batch.members, batch.lengths), compute.device)
+                for padded in (old_values, returns)
             )
             with compute.autocast():
                 loss = weight * value_loss(critic.values(batch), old, goals, config.value_clip) / tokens

@@ -205,12 +205,13 @@ def is_resumed_exactly(
 
 
 def main() -> None:
-    folder, sharding = Path(sys.argv[1]), sys.argv[2]
+    """Arguments: folder, sharding, dtype, and the names of the cases."""
+    folder, sharding, dtype, *names = Path(sys.argv[1]), *sys.argv[2:]
     torch.set_num_threads(1)
     join(gpu=False, timeout_s=120)
     world = current()
-    compute = choose(Device.model_validate({"device": "cpu", "sharding": sharding}))
-    for name, case in CASES.items():
+    compute = choose(Device.model_validate({"device": "cpu", "sharding": sharding, "dtype": dtype}))
+    for name, case in ((name, CASES[name]) for name in names):
         places = [world.once(lambda: Path(mkdtemp(dir=folder))) for _ in range(2)]
         rows, models = case(Setting(folder, compute, places[0]))
         weights = whole_weights(models)

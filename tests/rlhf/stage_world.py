@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from flows.specs import STAGES
+from store.schemas import PREFERENCES, PROMPTS
 from store.stage import Job, Outcome, Source, run_stage, silent
-from store.tables import PREFERENCES, PROMPTS, write_table
+from store.tables import write_table
 
 NOUNS = ["dog", "cat", "bird", "fish", "sea", "sky", "tree", "red", "blue", "green"]
 

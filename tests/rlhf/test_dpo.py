@@ -148,7 +148,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(compute: Compute, tmp_path: Path)
 def test_too_long_a_response_is_one_sentence(policy_folder: Path, tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from store.tables import PREFERENCES, write_table
+    from store.schemas import PREFERENCES
+    from store.tables import write_table
 
     path = write_preferences(tmp_path)
     rows = pq.read_table(path).to_pylist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -14,7 +15,7 @@ from rlhf.forward import logprobs_of, response_logprobs
 from rlhf.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf.memory import Budget
 from rlhf.models import head, hidden_states
-from rlhf.sequences import Sample, flat_of, length_mask, micro_batches, pack, pad_rows, rows_of, split
+from rlhf.sequences import Sample, flat_of, length_mask, micro_batches, pack, pad_rows, rows_of, split, split_padded
 
 CPU = torch.device("cpu")
 
@@ -209,6 +210,31 @@ def test_split_keeps_order_and_budget() -> None:
     assert [batch.members for batch in micro_batches([Sample([1], [1] * (c - 1)) for c in costs[:2]], 10, CPU)] == [
         [0, 1]
     ]
+
+
+def test_padded_passes_cost_the_least_that_any_cut_costs() -> None:
+    """Against every cut of the sorted lengths there is."""
+
+    def cost(parts: list[list[int]], lengths: list[int], budget: int) -> float:
+        return sum(len(part) * max(lengths[index] for index in part) + budget / 16 for part in parts)
+
+    for seed in range(30):
+        generator = random.Random(seed)
+        lengths = [generator.randint(1, 60) for _ in range(generator.randint(1, 9))]
+        budget = generator.choice([16, 64, 160])
+        parts = split_padded(lengths, budget)
+        assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
+        assert all(len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget for part in parts)
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        best = float("inf")
+        for cuts in itertools.product([False, True], repeat=len(order) - 1):
+            ends = [at + 1 for at, cut in enumerate(cuts) if cut]
+            tried = [order[a:b] for a, b in itertools.pairwise([0, *ends, len(order)])]
+            if all(len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget for part in tried):
+                best = min(best, cost(tried, lengths, budget))
+        assert cost(parts, lengths, budget) == pytest.approx(best)
+    assert split_padded([], 16) == []
+    assert split_padded([5, 3, 4], 1) == [[1], [2], [0]], "one at a time, as where a batch cannot be padded"
 
 
 def test_padding_and_cutting_are_inverse() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from rlhf.config import Device, Lora, Optimisation
+from rlhf.config import Decoding, Device, Lora, Optimisation
 from rlhf.devices import Compute, choose
-from rlhf.memory import Budget
+from rlhf.engines.transformers import TransformersEngine
+from rlhf.forward import logprobs_of, response_logprobs
+from rlhf.memory import Budget, is_out_of_memory
 from rlhf.models import adapter_off, attach_lora, load_policy, restore, save_model, snapshot, trainable
 from rlhf.optimisation import Optimizer, rate_factor
 from rlhf.reward_model import RewardModel, load_reward_model, score_head
+from rlhf.sequences import Sample, pack
 from rlhf.tokens import make_codec
 from store.errors import TransientError, UsageError
 from tests.rlhf.conftest import make_llama, make_tokenizer
@@ -129,6 +133,17 @@ def test_gradients_are_clipped_and_bad_ones_never_stepped() -> None:
     assert optimizer.taken == 1
 
 
+def test_weight_decay_is_of_matrices_alone() -> None:
+    matrix, scale = (torch.nn.Parameter(torch.ones(*shape)) for shape in ((2, 2), (2,)))
+    config = Optimisation(learning_rate=0.1, weight_decay=0.5, warmup_fraction=0)
+    optimizer = Optimizer([matrix, scale], config, 10)
+    for value in (matrix, scale):
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
+    assert torch.equal(scale.detach(), torch.ones(2))
+
+
 def test_rate_rises_and_falls() -> None:
     assert [rate_factor(step, 10, 0.2, "constant") for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
     linear = [rate_factor(step, 10, 0.0, "linear") for step in range(10)]
@@ -162,6 +177,61 @@ def test_out_of_memory_halves_three_times_then_gives_up(capsys: pytest.CaptureFi
         budget.run(work(1), "a test")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="another"):
         Budget(8).run(lambda _: (_ for _ in ()).throw(RuntimeError("another")), "a test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ...",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 8.00 GB)",
+    ],
+)
+def test_out_of_memory_is_known_by_its_text_too(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose(Device()).dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose(Device()) == Compute(torch.device("cuda"), torch.bfloat16)
+
+
+def test_dropout_of_adapters_is_off_where_a_model_is_measured(compute: Compute) -> None:
+    torch.manual_seed(0)
+    model = attach_lora(make_llama(), Lora(rank=2, dropout=0.5))
+    with torch.no_grad():
+        for value in trainable(model).values():
+            value.add_(0.1)  # an adapter that is still zero would hide its dropout
+    samples = [Sample([3, 7, 4], [8, 9, 2])]
+    first, second = (logprobs_of(model, samples, compute, Budget(100))[0] for _ in range(2))
+    assert torch.equal(first, second)
+    batch = pack(samples, [0], compute.device)
+    one, other = (response_logprobs(model, batch) for _ in range(2))
+    assert not torch.equal(one, other)  # it is on while adapters are trained
+    assert torch.equal(first, response_logprobs(model.eval(), batch))
+
+
+def test_generation_is_not_compiled() -> None:
+    shapes: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        shapes.append(len(inputs))
+        return graph.forward
+
+    compute = Compute(torch.device("cpu"), torch.float32, compile=True)
+    model = make_llama()
+    model.base_model.compile(backend=backend, dynamic=True)
+    TransformersEngine(model, compute, Budget(4)).generate(
+        [[3, 7, 4], [5]], [1, 2], Decoding(max_new_tokens=5), frozenset([2])
+    )
+    assert not shapes
+    logprobs_of(model, [Sample([3, 7, 4], [8, 9, 2])], compute, Budget(100))
+    assert shapes
 
 
 def test_devices() -> None:

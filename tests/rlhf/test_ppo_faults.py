@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf.memory import Budget
 from rlhf.models import snapshot
 from rlhf.optimisation import Optimizer
 from rlhf.ppo import update as update_module
 from rlhf.ppo.actors import Actors
-from rlhf.ppo.trainer import Result, train
+from rlhf.ppo.trainer import Result, _optimizers, train
+from rlhf.ppo.update import optimise
 from store.errors import TransientError
-from tests.rlhf.ppo_world import PROMPTS, config_of
+from tests.rlhf.ppo_world import PROMPTS, config_of, count_dogs, one_batch
 
 
 def outcome(result: Result, actors: Actors) -> tuple[Any, ...]:
@@ -94,22 +96,47 @@ def test_optimizer_state_survives_its_file(tmp_path: Path) -> None:
         assert torch.equal(other.adamw.state[weight][name], value)
 
 
+class Backwards(torch.autograd.Function):
+    """A loss that is a number, with a gradient that is none."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * math.nan
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        ("policy_loss", lambda found: found._replace(loss=found.loss * math.nan), "policy loss"),
+        ("policy_loss", lambda found: found._replace(loss=Backwards.apply(found.loss)), "policy gradient"),
+        ("value_loss", lambda found: found * math.nan, "value loss"),
+        ("value_loss", Backwards.apply, "value loss"),
+    ],
+)
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good(
-    make_actors: Callable[..., Actors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_actors: Callable[..., Actors],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    spoil: Callable[[Any], Any],
+    said: str,
 ) -> None:
     config = config_of(updates=6, checkpoint_every=1)
     actors = make_actors(config)
     calls = iter(range(1000))
-    real = update_module.policy_loss
+    real = getattr(update_module, name)
 
     def spoilt(*args: Any) -> Any:
-        result = real(*args)
-        return result._replace(loss=result.loss * math.nan) if next(calls) == 10 else result
+        return spoil(real(*args)) if next(calls) == 10 else real(*args)
 
-    monkeypatch.setattr(update_module, "policy_loss", spoilt)
+    monkeypatch.setattr(update_module, name, spoilt)
     result = train(actors, PROMPTS, config, 0, tmp_path / "c")
     assert result.stopped is not None
-    assert "policy loss of update 2, epoch 2, minibatch 1 (prompts p" in result.stopped
+    assert f"{said} of update 2, epoch 2, minibatch 1 (prompts p" in result.stopped
     assert result.kept == 2
     assert all(value.isfinite().all() for value in snapshot(actors.policy).values())
 
@@ -122,31 +149,46 @@ def test_a_score_that_is_no_number_names_the_prompt(make_actors: Callable[..., A
     assert "score of update 0 is not a number: prompt p" in result.stopped
 
 
+@pytest.mark.parametrize("which", ["_policy_micro_batch", "value_loss"])
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(
     make_actors: Callable[..., Actors],
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    which: str,
 ) -> None:
-    config = config_of(updates=1, optimisation={"learning_rate": 1e-3, "batch_tokens": 128})
-    expected = make_actors(config)
-    train(expected, PROMPTS, config, 0, tmp_path / "a")
-    real = update_module._policy_micro_batch
-    failures = iter([True, False, True])
+    """In the middle of a step: what the micro-batches before had left in the gradient must not count twice."""
+    config = config_of(minibatches=1, epochs=1)
+    real = getattr(update_module, which)
+    found = []
+    for failing in ((), (2, 4)):
+        calls = iter(range(1, 1000))
 
-    def scarce(actors: Actors, batch: Any, *args: Any) -> Tensor:
-        if next(failures, False):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(actors, batch, *args)
+        def scarce(*args: Any, calls: Any = calls, failing: tuple[int, ...] = failing) -> Any:
+            if next(calls) in failing:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(*args)
 
-    monkeypatch.setattr(update_module, "_policy_micro_batch", scarce)
-    actors = make_actors(config)
-    train(actors, PROMPTS, config, 0, tmp_path / "b")
-    assert "going on with 32 tokens" in capsys.readouterr().err
-    for name, value in snapshot(expected.policy).items():
-        torch.testing.assert_close(value, snapshot(actors.policy)[name], atol=1e-4, rtol=1e-3)
+        monkeypatch.setattr(update_module, which, scarce)
+        actors = make_actors(config, count_dogs)
+        gradients: list[Tensor] = []
+        for optimizer in filter(None, optimizers := _optimizers(actors, config)):
+            optimizer.adamw.register_step_pre_hook(
+                lambda *_, optimizer=optimizer, gradients=gradients: gradients.extend(
+                    value.grad.clone() for value in optimizer.parameters if value.grad is not None
+                )
+            )
+        optimise(actors, *one_batch(actors, config), config, *optimizers, Budget(40), 0, 0)
+        found.append(gradients)
+    assert "going on with 10 tokens a micro-batch (halved 2 of at most 3 times)" in capsys.readouterr().err
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_out_of_memory_for_good_is_one_sentence(
+    make_actors: Callable[..., Actors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         update_module, "_policy_micro_batch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())
     )
     with pytest.raises(TransientError, match="Out of memory in the policy update"):
-        train(make_actors(config), PROMPTS, config, 0, tmp_path / "d")
+        train(make_actors(config_of()), PROMPTS, config_of(), 0, tmp_path / "d")

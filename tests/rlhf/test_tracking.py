@@ -160,12 +160,18 @@ def test_a_resumed_stage_goes_on_in_its_mlflow_run(tmp_path: Path, monkeypatch: 
         assert base.execute("select count(*) from runs").fetchone() == (2,)
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install wandb")
-def test_a_resumed_stage_goes_on_in_its_run_of_weights_and_biases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def _wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("wandb") is None:
+        pytest.skip("wandb is not installed: pip install wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.mark.usefixtures("_wandb_offline")
+def test_a_resumed_stage_goes_on_in_its_run_of_weights_and_biases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, out = SFTConfig(tracking=["wandb"]), tmp_path / ".sft.partial"
     killed_in_the_middle(config, out)
     time.sleep(1.1)  # an offline run's folder is named after the second
@@ -189,14 +195,10 @@ def killed_in_the_middle(config: SFTConfig, out: Path) -> None:
     assert done.returncode == -9
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install wandb")
-def test_wandb_writes_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("_wandb_offline")
+def test_wandb_writes_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import wandb
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     with tracking(SFTConfig(tracking=["wandb"]), "sft", tmp_path / "sft") as log:
         log(1, {"loss": 2.5, "samples": "text <b>"})
         log(2, {"loss": 1.5})  # a step is written when the next one begins

@@ -30,7 +30,8 @@ from rlhf.ppo.trainer import train
 from rlhf.sampling import Prompt
 from rlhf.sequences import Sample
 from store.errors import TransientError, UsageError
-from store.tables import ROLLOUTS, read_table
+from store.schemas import ROLLOUTS
+from store.tables import read_table
 from tests.rlhf.conftest import WORDS, make_llama, make_tokenizer
 from tests.rlhf.stage_world import run, write_prompts
 
