@@ -2,7 +2,7 @@
 
 A pair has `right`, whether the judge is right (or, for a win rate, who wins: 1, 1/2, 0), `prediction`, what the panel
 says of that, and `doubt`, which steers the audit. In the simulated ones the judge is right with a probability c of a
-Beta distribution around its accuracy, and the panel's confidence is
+Beta distribution around its accuracy, wide where `sharpness` is small, and the panel's confidence is
 
     calibrated     c itself
     overconfident  c with its log-odds times 2.5: it is wrong on pairs that look safe, and are hardly audited
@@ -33,9 +33,9 @@ class Population:
     accuracy: float = float("nan")
 
 
-def judged(kind: str, accuracy: float, pairs: int, rng: np.random.Generator) -> Population:
+def judged(kind: str, accuracy: float, pairs: int, rng: np.random.Generator, sharpness: float = 8.0) -> Population:
     """A judge's answers on `pairs` pairs."""
-    c = rng.beta(8 * accuracy, 8 * (1 - accuracy), pairs).clip(1e-6, 1 - 1e-6)
+    c = rng.beta(sharpness * accuracy, sharpness * (1 - accuracy), pairs).clip(1e-6, 1 - 1e-6)
     steep = {"calibrated": 1.0, "overconfident": 2.5, "timid": 0.4}
     f = expit(steep[kind] * logit(c)) if kind in steep else rng.beta(4, 2, pairs)
     right = (rng.random(pairs) < c).astype(np.float64)

@@ -27,16 +27,18 @@ and D is their weighted share,
 
 Target "judged" is the mean over these N pairs, which the audit could have found out exactly; "all" is the mean over the
 pairs that these are a sample of. Two corrections for small samples (benchmarks/estimates.py says how they were chosen
-and what they do): residuals are divided by 1 - leverage (HC3; MacKinnon and White 1985), which is taken as 1/2 at
-least, and V is mixed with its value for errors spread evenly over the weights, as if half an error had been seen
-there. Without the second, an audit that met none of a judge's rare errors on pairs of large weight would take them for
-impossible. Errors are counted as far as the variance depends on their weights, so that many found where doubt was high
-say little of where it was low. Intervals err to the wide side where errors are rare (98 to 99 % for a judge that is
-wrong on 5 %, a hundred audits); where a judge is surer than it may be, coverage falls to 92 %.
+and what they do):
 
-Interval: Wilson's with the effective sample size theta (1 - theta) / V and Student's t of as many degrees of freedom as
-Kish's sample size W^2 / sum w_i^2 leaves (Dean and Pagano 2015, for complex surveys). Wald's covers too little near 0
-and 1, where judges are.
+- residuals are divided by 1 - leverage (HC3; MacKinnon and White 1985), which is taken as 1/2 at least;
+- V is mixed with what a model expects it to be, as if that had been seen on one error: n V + V_model over n + 1. The
+  model (`expected`) is a logistic regression of y on the judges' log-odds. An audit that met none of a judge's rare
+  errors on pairs of large weight would else take them for impossible. Errors are counted as far as the variance depends
+  on their weights, so that many found where doubt was high say little of where it was low. Predictions that are all
+  alike expect errors anywhere.
+
+Interval: Wilson's with the effective sample size theta (1 - theta) / V and Student's t (Dean and Pagano 2015, for
+complex surveys). Wald's covers too little near 0 and 1, where judges are. Where a handful of errors is all there is,
+no interval can cover exactly what it promises, since their number is whole; it errs to the wide side there.
 """
 
 from __future__ import annotations
@@ -47,12 +49,12 @@ from typing import Literal
 
 import numpy as np
 
+from audit.estimates.expected import expected
 from audit.opinions import Bools, Floats
 from store.statistics import wilson
 
 Target = Literal["judged", "all"]
 
-_HALF_AN_ERROR = 0.5
 _LARGEST_LEVERAGE = 0.5
 
 
@@ -105,17 +107,18 @@ def corrected_mean(
     leverage = w / total + (v * f**2 / spread if fitted else 0)
     e = (z - tuning * f) / (1 - np.minimum(leverage, _LARGEST_LEVERAGE))
     seen = float((v * e**2).sum()) / total**2
-    spread_evenly = float((w * e**2).sum()) * float(v.sum()) / total**3
+    # Of a pair that counts not, the residual is known before it is audited.
+    p = expected(y, prediction, d, m)
+    model = np.where(d > 0, p * (1 - p) / share**2 + ((p - m) / share - tuning * f) ** 2, (tuning * f) ** 2)
     matters = v / v.mean() if v.sum() > 0 else np.ones(len(v))
     rarer = min(float((matters * d * y).sum()), float((matters * d * (1 - y)).sum()))
-    variance = (rarer * seen + _HALF_AN_ERROR * spread_evenly) / (rarer + _HALF_AN_ERROR)
-    effective = total**2 / float((w**2).sum())
+    variance = (rarer * seen + float((v * model).sum()) / total**2) / (rarer + 1)
     if target == "all":
         variance += float((w * z**2).sum()) / total / len(predictions)
-        evenly_n = effective * share
+        evenly_n = total**2 / float((w**2).sum()) * share
     else:
         evenly_n = total**2 / float(v.sum()) * share if v.sum() > 0 else math.inf
-    quantile = _student(confidence, effective * share - 1 - fitted)
+    quantile = _student(confidence, float(d.sum()) - 1 - fitted)
     low, high = _interval(value, variance, evenly_n, quantile)
     return Mean(min(max(value, 0.0), 1.0), math.sqrt(variance), low, high, tuning, int(d.sum()))
 

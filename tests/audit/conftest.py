@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from store.tables import PAIRS, VOTES
+from store.schemas import PAIRS, VOTES
 from tests.audit.queue.servers import binaries, postgresql
 
 

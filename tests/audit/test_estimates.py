@@ -92,13 +92,14 @@ def test_hajek_by_hand() -> None:
     found = hajek_mean(y, chance, 10)
     assert found is not None
     assert found.value == pytest.approx(5 / 9)
-    # (1 - pi) (w e / (1 - w/W))^2 / W^2 with e the residual, mixed with the same for errors spread evenly; one zero.
+    # (1 - pi) (w e / (1 - w/W))^2 / W^2 with e the residual; and, with nothing that says where the zeros are, m (1 - m)
+    # in place of e^2. What the ones' weights add to the variance is worth one error, so each counts for half.
     w, e = [2, 4, 1, 2], [4 / 9, -5 / 9, 4 / 9, 4 / 9]
     e = [value / (1 - weight / 9) for value, weight in zip(e, w, strict=True)]
     v = [0.5 * 4, 0.75 * 16, 0.0, 0.5 * 4]
     seen = sum(a * b**2 for a, b in zip(v, e, strict=True)) / 81
-    evenly = sum(a * b**2 for a, b in zip(w, e, strict=True)) / 9 * sum(v) / 81
-    assert found.std_error == pytest.approx(math.sqrt((1 * seen + 0.5 * evenly) / 1.5))
+    expected = sum(v) * (5 / 9) * (4 / 9) / 81
+    assert found.std_error == pytest.approx(math.sqrt((seen + expected) / 2))
     even = hajek_mean(y, np.full(4, 0.1), 40)
     assert even is not None
     assert even.value == 0.75, "equal chances: the plain mean"

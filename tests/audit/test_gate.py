@@ -20,7 +20,8 @@ from audit.inbox import Inbox
 from audit.verdicts import Verdict, chain, handled, in_force, to_table
 from store.errors import UsageError
 from store.files import read_lines
-from store.tables import VERDICTS, write_table
+from store.schemas import VERDICTS
+from store.tables import write_table
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -23,7 +23,8 @@ from audit.selection import hidden_gold, select
 from audit.verdicts import to_table
 from store.errors import UsageError, WaitingError
 from store.files import write_json
-from store.tables import PAIRS, SELECTION, VERDICTS, VOTES, write_table
+from store.schemas import PAIRS, SELECTION, VERDICTS, VOTES
+from store.tables import write_table
 
 GUIDE = Guidelines("1", "Compare.")
 

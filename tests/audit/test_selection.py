@@ -14,7 +14,8 @@ from audit.inclusion import EVERY_OTHER, inclusion
 from audit.opinions import opinions
 from audit.selection import NONE, TARGETED, UNIFORM, Reasons, draw, hidden_gold, nothing_selected, select
 from store.errors import UsageError
-from store.tables import ATTACKS, SELECTION, conform
+from store.schemas import ATTACKS, SELECTION
+from store.tables import conform
 
 
 def errors(n: int, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,8 @@ from scipy import stats
 
 from audit.simulated import START, Auditor, Pair, simulate
 from audit.verdicts import Verdict, to_table
-from store.tables import VERDICTS, conform
+from store.schemas import VERDICTS
+from store.tables import conform
 
 
 def oracle(pairs: Sequence[Pair]) -> list[float | None]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from audit.verdicts import Verdict, chain, from_table, handled, in_force, to_table
-from store.tables import VERDICTS, conform
+from store.schemas import VERDICTS
+from store.tables import conform
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

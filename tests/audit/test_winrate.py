@@ -13,7 +13,7 @@ from audit.inclusion import inclusion
 from audit.opinions import Opinions
 from audit.verdicts import Verdict, to_table
 from store.errors import UsageError
-from store.tables import SELECTION
+from store.schemas import SELECTION
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -18,7 +18,8 @@ from audit.queue.people import People, User
 from audit.queue.queue import Queue
 from audit.verdicts import from_table, in_force
 from store.errors import UsageError
-from store.tables import SELECTION, VERDICTS, read_table, write_table
+from store.schemas import SELECTION, VERDICTS
+from store.tables import read_table, write_table
 from tests.audit.queue.helpers import new_items
 from tests.audit.queue.test_claims import answer, claim
 

@@ -17,7 +17,8 @@ import pytest
 from audit.queue.model import FLAWS, Kind
 from audit.web.api.models import FlawName
 from audit.web.pages.review import FLAW_LABELS
-from store.tables import VERDICTS, conform
+from store.schemas import VERDICTS
+from store.tables import conform
 from tests.audit.web.world import World, pairs
 
 ALL = ("claim", "submit", "read", "export", "import", "admin")
