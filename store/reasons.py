@@ -79,12 +79,17 @@ def _changed(name: str, old_value: str, old: Mapping[str, str], source: Source) 
     origin = f" (made by {maker})" if maker else ""
     if not old or not source.parts:
         return f"{source.kind} {place} changed{origin}"
-    what = [_part(f"{place}/{part}", old.get(part), source.parts.get(part)) for part in _differing(old, source.parts)]
+    what = part_changes(old, source.parts, of=f"{place}/")
     return f"{source.kind} changed: {', '.join(what) or place}{origin}"
 
 
-def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+def part_changes(old: Mapping[str, str], new: Mapping[str, str], of: str = "") -> list[str]:
+    """What differs between the parts of a folder or a judge then and now, in words; `of`: goes before each name."""
+    return [
+        _part(f"{of}{name}", old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _part(name: str, old: str | None, new: str | None) -> str:

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine (moto), for tests of workspaces in buckets."""
+"""A real S3 server on this machine (moto), for tests of workspaces in buckets: the fixture `s3`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ class S3:
         assert httpx.post(f"{self.url}/moto-api/reset-auth", content=count, timeout=30).status_code == 200
 
 
-@contextmanager
-def running() -> Iterator[S3]:
-    server = pytest.importorskip("moto.server", reason="pip install 's3fs' 'moto[server]'").ThreadedMotoServer(
-        ip_address="127.0.0.1", port=0, verbose=False
-    )
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    moto = pytest.importorskip("moto.server", reason="pip install 's3fs' 'moto[server]'")
     pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     try:

@@ -8,7 +8,7 @@ import pytest
 
 from store.config import Config
 from store.hashing import file_hashes, hash_file, hash_parts, hash_path
-from store.reasons import differences, made_by, why_not_done
+from store.reasons import differences, made_by, part_changes, why_not_done
 from store.recipe import Recipe, Source
 from store.stage import Job, Metrics, run_stage
 
@@ -118,3 +118,10 @@ def test_inputs_that_are_not_there_yet_are_left_out(tmp_path: Path) -> None:
     manifest = need_manifest(tmp_path / "s")
     assert differences(manifest, recipe({"pairs": [Source("/p", "1")]}), unmade={"votes"}) == []
     assert differences(manifest, recipe({"pairs": [Source("/p", "2")]}), unmade={"votes"}) == ["input p changed"]
+
+
+def test_changed_parts_are_in_words() -> None:
+    old = {"judge.yaml model": '"m-1"', "prompt.jinja": "a" * 64, "gone": "1"}
+    new = {"judge.yaml model": '"m-2"', "prompt.jinja": "b" * 64, "new": "1"}
+    assert part_changes(old, new) == ["gone removed", 'judge.yaml model "m-1" -> "m-2"', "new added", "prompt.jinja"]
+    assert part_changes(old, old) == []

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from store.errors import UsageError
-from store.tables import PROMPTS, TABLES, read_table, write_table
+from store.schemas import PROMPTS, TABLES
+from store.tables import read_table, write_table
 
 ROWS = {"prompt_id": ["a", "b"], "prompt": ["x", "y"], "group": ["g", "g"], "split": ["train", "heldout"]}
 
