@@ -19,8 +19,8 @@ from judges.backends.base import Backend, open_backend
 from judges.collect import Ask, Limits, RowOf, collect
 from judges.journal import SHARD_ROWS, Journal
 from judges.judge import Judge
+from store.schemas import Table
 from store.stage import Progress, silent
-from store.tables import Table
 
 T = TypeVar("T")
 

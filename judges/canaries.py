@@ -30,7 +30,7 @@ from store.config import Config, parse, read_yaml
 from store.errors import UsageError
 from store.hashing import hash_file, short_id
 from store.resources import DATASETS
-from store.tables import ATTACKS
+from store.schemas import ATTACKS
 
 CORPUS = DATASETS / "canaries" / "canaries.yaml"
 CONTROL = "control"

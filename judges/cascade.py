@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from judges.judge import Judge
 from judges.settings import CascadeSettings
 from judges.votes import vote_id
-from store.tables import VOTES, Status
+from store.schemas import VOTES, Status
 
 _SPENT = ("tokens_in", "tokens_out", "cost", "latency_s", "attempts")
 _FIGURES = {

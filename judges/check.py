@@ -27,8 +27,8 @@ from judges.reports.proportions import share
 from judges.settings import OpenAISettings
 from store.errors import RlaifError
 from store.hashing import short_id
+from store.schemas import Status
 from store.stage import Progress, silent
-from store.tables import Status
 
 HOPELESS = Limits(max_error_rate=0.5, after=20)
 """Ends a check early: most calls fail, and the rest of them would too."""

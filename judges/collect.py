@@ -15,8 +15,8 @@ from judges.judge import Judge
 from judges.modes import Finding, find
 from judges.requests import sampling_seed
 from store.errors import RlaifError, TransientError, UsageError
+from store.schemas import Status
 from store.stage import Progress
-from store.tables import Status
 
 CELL = 512
 """Asks that are batched together; see `Call.cell`. Large enough for full batches, small enough that a kill costs little

@@ -7,7 +7,7 @@ pairs and has a paired interval (Newcombe 1998) and the exact McNemar test; see 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from judges.reports.proportions import bounds, share
 from judges.reports.winners import decided, preferences, winner
 from judges.requests import ORDERS
 from store.errors import UsageError
+from store.schemas import VOTES, Status
 from store.stage import Progress, silent
-from store.tables import VOTES, Status
 
 MOVED = 0.1
 """A change of p_a beyond this is counted even where the winner stays."""
@@ -40,8 +40,8 @@ MOVED = 0.1
 @dataclass(frozen=True)
 class Round:
     """The tables of a round's judge and audit stages, and how it aggregated: `method`, and `lengths` of the stage's
-    config. `gold` and `gold_votes`: what the weights
-    are fitted on, both or neither; `verdicts`: people's, which override, or None."""
+    config. `gold` and `gold_votes`: what the weights are fitted on, both or neither; `verdicts`: those of people that
+    count, which override, or None; `reliability`: of auditors, as the stage weighed them."""
 
     pairs: pa.Table
     votes: pa.Table
@@ -50,6 +50,7 @@ class Round:
     gold_votes: pa.Table | None = None
     verdicts: pa.Table | None = None
     lengths: bool = True
+    reliability: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def replaced(
 
 def _labels(round_: Round, votes: pa.Table, gold_votes: pa.Table | None, pairs: pa.Table) -> dict[str, float]:
     checked, _ = checked_votes(votes, pairs)
-    people = None if round_.verdicts is None else read_people(round_.verdicts, pairs)
+    people = None if round_.verdicts is None else read_people(round_.verdicts, pairs, round_.reliability)
     gold = None
     if round_.gold is not None and gold_votes is not None:
         gold, gold_votes = round_.gold, checked_votes(gold_votes, round_.gold)[0]

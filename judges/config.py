@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from judges.aggregation.names import DIAGNOSTICS, not_a_method
 from judges.judge import Judge, known_judges, load_judge
@@ -71,9 +71,8 @@ class GateConfig(Config):
     max_label_entropy: Share | None = Field(
         0.98, description="largest mean entropy of the labels, in bits; at 1 all are coin tosses"
     )
-    override: str | None = Field(
+    override: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = Field(
         None,
-        min_length=1,
         description="why to go on past broken limits, recorded in manifest and report; this round only",
     )
 

@@ -1,7 +1,9 @@
 """A constitution: the principles that a judge is told to judge by (Bai et al. 2022, "Constitutional AI", section 3).
 
-A YAML file holds a list of principles, or a mapping with the key `principles`; in any other file each list item
-(`- ...`, `* ...`, `1. ...`) is a principle. Headings and paragraphs between items are for people.
+A YAML file holds a list of principles, or a mapping with the key `principles`; each is a text, or `{id, text}` where
+people refer to principles by name. The ids are theirs alone: judges are shown the texts, and fingerprints hold these.
+In any other file each list item (`- ...`, `* ...`, `1. ...`) is a principle. Headings and paragraphs between items are
+for people.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _ITEM = re.compile(r"^\s{0,3}(?:[-*+]|\d+[.)])\s+(.*\S)\s*$")
 
 
 def read_constitution(path: Path) -> tuple[str, ...]:
-    """The principles in the file, in its order. Raises UsageError for an unreadable file or one without principles."""
+    """The principles in the file, in its order. Raises UsageError for an unreadable file, one without principles, an
+    item that is neither a text nor an id with a text, and two items with one id."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -42,9 +45,22 @@ def _from_yaml(text: str, path: Path) -> tuple[str, ...]:
     except yaml.YAMLError as error:
         raise UsageError(f"The constitution {path} is not valid YAML: correct it.") from error
     items = value.get("principles") if isinstance(value, dict) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) and item.strip() for item in items):
+    if not isinstance(items, list):
         raise UsageError(f"The constitution {path} must be a list of texts, or have one under the key principles.")
-    return tuple(item.strip() for item in items)
+    ids, texts = zip(*(_id_and_text(item, path) for item in items), strict=True) if items else ((), ())
+    named = [name for name in ids if name is not None]
+    if double := sorted({name for name in named if named.count(name) > 1}):
+        raise UsageError(f"The constitution {path} has two principles with the id {double[0]!r}: rename one.")
+    return texts
+
+
+def _id_and_text(item: object, path: Path) -> tuple[str | None, str]:
+    match item:
+        case {"id": str(name), "text": str(text), **more} if not more and name.strip() and text.strip():
+            return name, text.strip()
+        case str(text) if text.strip():
+            return None, text.strip()
+    raise UsageError(f"The constitution {path} has the principle {item!r}: give a text, or a mapping of id and text.")
 
 
 def _from_list(text: str) -> tuple[str, ...]:

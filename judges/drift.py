@@ -44,11 +44,14 @@ from judges.reports.winners import preferences, winner
 from store.errors import UsageError
 from store.files import explain_os_errors
 from store.hashing import hash_json, short_id
+from store.locks import exclusive
+from store.schemas import GOLD, VOTES
 from store.stage import Progress, silent
-from store.tables import GOLD, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 ANCHORS = 100
 SEED = 17
+_WAIT_S = 60.0
 
 _FILE = re.compile(r"(\d{4,})-[0-9a-f]{12}\.parquet")
 
@@ -177,13 +180,17 @@ class Anchors:
     ) -> Asking:
         """Add an asking. `votes`: of this judge alone, those on other pairs than anchors are left out."""
         votes = votes.filter(pc.is_in(votes["pair_id"], value_set=self.pairs["pair_id"].combine_chunks()))
-        known = self.askings(judge)
-        asking = Asking(judge, digest, known[-1].number + 1 if known else 1, asked_at, votes, source, parts or {})
-        tags = {"digest": digest, "asked_at": asked_at, "source": source, "judge_parts": json.dumps(dict(asking.parts))}
-        path = self._of(judge) / f"{asking.number:04d}-{digest[:12]}.parquet"
-        with explain_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, VOTES, votes, {f"rlaif.{name}": value for name, value in tags.items()})
+        folder = self._of(judge)
+        with explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        busy = f"Another process has been writing to {folder} for {_WAIT_S:.0f} s: run again when it is done."
+        with exclusive(folder / ".lock", busy, _WAIT_S):  # a round and a command may both take the next number
+            known = self.askings(judge)
+            asking = Asking(judge, digest, known[-1].number + 1 if known else 1, asked_at, votes, source, parts or {})
+            told = {"digest": digest, "asked_at": asked_at, "source": source}
+            tags = {**told, "judge_parts": json.dumps(dict(asking.parts))}
+            path = folder / f"{asking.number:04d}-{digest[:12]}.parquet"
+            write_table(path, VOTES, votes, {f"rlaif.{name}": value for name, value in tags.items()})
         return asking
 
     def _of(self, judge: str) -> Path:

@@ -18,17 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from judges.aggregation.gold import known_answers
+from judges.aggregation.gold import folds, known_answers
 from judges.aggregation.labels import Aggregator
 from judges.aggregation.slots import SlotVotes, slot_votes
 from judges.config import GateConfig
 from judges.reports.accounting import account, split_by_judge
+from judges.reports.proportions import clustered_slope
 from store.errors import RlaifError
-from store.hashing import short_id
+from store.schemas import Status
 from store.statistics import Z_95, wilson
-from store.tables import Status
 
-FOLDS = 5
 FEWEST = 20
 """Labels below which their mean entropy stops nothing."""
 PANEL = "panel"
@@ -143,7 +142,7 @@ def gold_agreement(
     """
     answers = known_answers(gold)
     prompts = dict(zip(gold["pair_id"].to_pylist(), gold["prompt_id"].to_pylist(), strict=True))
-    fold = np.array([int(short_id("fold", prompts[one]), 16) % FOLDS for one in answers["pair_id"].to_pylist()])
+    fold = folds([prompts[pair] for pair in answers["pair_id"].to_pylist()])
     decided = answers["p_a"].to_numpy() != 0.5
     right = 0
     for number in np.unique(fold[decided]).tolist():
@@ -169,7 +168,7 @@ def table_of(checks: Sequence[Check]) -> str:
     for check in checks:
         between = "-" if check.low is None or check.high is None else f"{check.low:.3f} to {check.high:.3f}"
         value, limit = ("-" if one is None else f"{one:.3f}" for one in (check.value, check.limit))
-        bound = "" if check.limit is None else "at least " if check.key.startswith("min_") else "at most "
+        bound = "" if check.limit is None else f"{_bound(check)[0]} "
         rows.append((check.state, check.figure, check.of, value, between, str(check.n), bound + limit))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -190,8 +189,8 @@ def _flips(ab: Reals, ba: Reals) -> tuple[int, int]:
 
 
 def _length(labels: pa.Table, pairs: pa.Table | None, config: GateConfig) -> Check:
-    """Least squares of p_a - 1/2 on the length difference in standard deviations, through the origin: which response is
-    a was drawn at random. The interval allows for pairs of one prompt that are alike (Liang and Zeger 1986)."""
+    """The slope of p_a - 1/2 on the length difference in standard deviations, through the origin: which response is a
+    was drawn at random."""
     limit, key = config.max_length_slope, "max_length_slope"
     nothing = Check("length slope", PANEL, None, None, None, 0, limit, key, "off" if limit is None else "unmeasured")
     if pairs is None:
@@ -199,20 +198,17 @@ def _length(labels: pa.Table, pairs: pa.Table | None, config: GateConfig) -> Che
     at = pc.index_in(labels["pair_id"], value_set=pairs["pair_id"].combine_chunks())
     own = pairs.take(at.drop_null())
     a, b = (pc.utf8_length(own[f"response_{side}"]).to_numpy().astype(np.float64) for side in "ab")
-    prompt = own["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     y = labels["p_a"].filter(pc.is_valid(at)).to_numpy() - 0.5
     spread = math.sqrt(float(np.mean((a - b) ** 2))) if len(a) else 0.0
-    prompts = int(prompt.max()) + 1 if len(prompt) else 0
-    if not spread or prompts < 2:
+    if not spread:
         return nothing
-    x, n = (a - b) / spread, len(a)
-    slope = float(x @ y) / n
-    scores = np.bincount(prompt, x * (y - slope * x))
-    error = Z_95 * math.sqrt(float(scores @ scores) * prompts / (prompts - 1)) / n
-    low, high = slope - error, slope + error
+    slope, error = clustered_slope((a - b) / spread, y, own["prompt_id"].to_pylist())
+    if error is None:
+        return nothing
+    low, high = slope - Z_95 * error, slope + Z_95 * error
     nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
     state = "off" if limit is None else "broken" if nearest > limit else "ok"
-    return Check("length slope", PANEL, slope, low, high, n, limit, key, state)
+    return Check("length slope", PANEL, slope, low, high, len(a), limit, key, state)
 
 
 def _gold(agreement: tuple[int, int] | None, config: GateConfig) -> Check:
@@ -251,9 +247,15 @@ def _entropies(labels: pa.Table) -> Reals:
 
 
 def _sentence(check: Check) -> str:
-    side = "below" if check.key.startswith("min_") else "above"
     between = "" if check.low is None or check.high is None else f" (95 % interval {check.low:.3f} to {check.high:.3f})"
-    return f"{check.figure} of {check.of} {check.value:.3f}{between}, {side} {check.key} = {check.limit:g}"
+    return f"{check.figure} of {check.of} {check.value:.3f}{between}, {_bound(check)[1]} {check.key} = {check.limit:g}"
+
+
+def _bound(check: Check) -> tuple[str, str]:
+    """What the limit asks for, and how it is broken."""
+    if check.key == "max_length_slope":
+        return "either way at most", "steeper than"
+    return ("at least", "below") if check.key.startswith("min_") else ("at most", "above")
 
 
 def _on(votes: pa.Table, answers: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from store.files import explain_os_errors
-from store.tables import Status, Table
+from store.schemas import Status, Table
 
 SHARD_ROWS = 20_000
 _BATCH = 4096  # rows turned into Arrow at a time: dictionaries take ten times the memory

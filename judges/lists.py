@@ -25,7 +25,7 @@ from judges.ratings import Rollout, rollouts_in, unique
 from judges.requests import Order
 from judges.votes import paid, table_of, vote_row
 from store.hashing import short_id
-from store.tables import VOTES, Status, Table
+from store.schemas import VOTES, Status, Table
 
 RANKINGS = Table(
     "rankings",

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from store.errors import UsageError
 from store.hashing import short_id
-from store.tables import PAIRS, conform
+from store.schemas import PAIRS
+from store.tables import conform
 
 Winner = Literal["a", "b"]
 

@@ -40,8 +40,8 @@ from judges.ratings import (
 )
 from judges.votes import inquiry_about_pairs
 from store.errors import UsageError
+from store.schemas import RATINGS, VOTES
 from store.stage import Progress, silent
-from store.tables import RATINGS, VOTES
 
 __all__ = ["Judged", "Limits", "Panel", "judge_pairs", "soft_preferences", "together"]
 

@@ -26,17 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from judges.aggregation.gold import P_A, folds
 from judges.aggregation.nonnegative import RIDGE, fit_weights
 from judges.judge import Judge
 from judges.reports import Figures
 from judges.reports.proportions import proportion
 from judges.settings import LanguageModelSettings, Question
-from store.hashing import short_id
 
 Array = npt.NDArray[np.float64]
-
-FOLDS = 5
-_TARGET = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
 def quality(flaws: Mapping[str, str], questions: Sequence[Question]) -> float:
@@ -80,7 +77,7 @@ def fit_flaw_weights(judge: Judge, ratings: pa.Table, gold: pa.Table, ridge: flo
     prior = configured / (settings.scale * configured.sum())
     x, y, prompts = _differences(judge, questions, ratings, gold)
     out_of_fold = np.zeros(len(y))
-    fold_of = np.array([int(short_id("fold", prompt), 16) % FOLDS for prompt in prompts], dtype=np.int64)
+    fold_of = folds(prompts)
     for fold in set(fold_of.tolist()):
         inside = fold_of == fold
         out_of_fold[inside] = x[inside] @ fit_weights(x[~inside], y[~inside], ridge, prior)
@@ -110,7 +107,7 @@ def _differences(
         if row["rollout_a"] in found and row["rollout_b"] in found
     ]
     x = np.array([found[row["rollout_b"]] - found[row["rollout_a"]] for row in rows]).reshape(-1, len(questions))
-    return x, np.array([_TARGET[row["winner"]] for row in rows]), [row["prompt_id"] for row in rows]
+    return x, np.array([P_A[row["winner"]] for row in rows]), [row["prompt_id"] for row in rows]
 
 
 def _accuracy(log_odds: Array, y: Array) -> Figures:

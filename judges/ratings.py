@@ -35,8 +35,8 @@ from judges.settings import LanguageModelSettings
 from judges.votes import paid, table_of, vote_row
 from store.errors import UsageError
 from store.hashing import short_id
+from store.schemas import RATINGS, VOTES, Status
 from store.stage import Progress, silent
-from store.tables import RATINGS, VOTES, Status
 
 _VALID = (Status.SCORED, Status.TIE)
 _WORST = (Status.ERROR, Status.PARSE_FAILURE, Status.ABSTAIN)

@@ -26,7 +26,8 @@ from judges.aggregation.bradley_terry import fit
 from judges.aggregation.mean import soft_preferences
 from judges.pairs import Contest, Pair, contests, pairs_from_table, pairs_to_table
 from store.hashing import short_id
-from store.tables import PAIRS, read_table, write_table
+from store.schemas import PAIRS
+from store.tables import read_table, write_table
 
 Match = tuple[int, int]
 """Two players, the smaller number first."""

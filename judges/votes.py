@@ -19,7 +19,7 @@ from judges.modes import Finding
 from judges.pairs import Pair
 from judges.requests import ORDERS, Order, Request
 from store.hashing import short_id
-from store.tables import VOTES, Status, Table
+from store.schemas import VOTES, Status, Table
 
 
 def vote_id(pair_id: str, fingerprint: str, order: str) -> str:

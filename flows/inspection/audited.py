@@ -25,7 +25,8 @@ from flows.workspace import Round, Workspace
 from store.errors import UsageError
 from store.manifest import read_manifest
 from store.resources import resolve
-from store.tables import GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table
+from store.schemas import GOLD, PAIRS, SELECTION, VERDICTS, VOTES
+from store.tables import read_table
 
 
 def workspace_database(workspace: Path) -> str:

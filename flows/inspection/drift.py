@@ -13,8 +13,9 @@ from judges.drift import Anchors, Drift, check_drift
 from judges.panel import Limits
 from store.errors import UsageError
 from store.resources import resolve
+from store.schemas import GOLD
 from store.stage import Progress, silent
-from store.tables import GOLD, read_table
+from store.tables import read_table
 
 
 def drift_of_workspace(

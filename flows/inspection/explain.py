@@ -24,7 +24,8 @@ from judges.prompts import WELL_KNOWN_SPECIALS
 from judges.requests import ORDERS, Request
 from store.errors import RlaifError, UsageError
 from store.manifest import Manifest, read_manifest
-from store.tables import PAIRS, PREFERENCES, ROLLOUTS, VERDICTS, VOTES, Table, read_table
+from store.schemas import PAIRS, PREFERENCES, ROLLOUTS, VERDICTS, VOTES, Table
+from store.tables import read_table
 
 Figures = dict[str, Any]
 

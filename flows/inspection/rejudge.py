@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from audit.quarantine import QUARANTINE, without
 from flows.workspace import Workspace
+from judges.aggregation.labels import of_judges
 from judges.compare import Round
 from store.errors import UsageError
 from store.manifest import read_manifest
-from store.tables import GOLD, PAIRS, VERDICTS, VOTES, read_table
+from store.schemas import GOLD, PAIRS, VERDICTS, VOTES
+from store.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,29 @@ def read_last_round(workspace: Path) -> LastRound:
             gold_votes = read_table(folder / "calibration_votes.parquet", VOTES)
             known.append((gold, gold_votes))
         verdicts = round_.stage("audit") / "verdicts.parquet"
-        people = None
+        people, reliability = None, None
         if aggregate.inputs.get("verdicts") and verdicts.is_file():
-            people = read_table(verdicts, VERDICTS, allow_empty=True)
+            said = read_table(verdicts, VERDICTS, allow_empty=True)
+            people, reliability = _who_count(said, round_.stage("aggregate"))
         config = aggregate.config
-        tables = Round(pairs, votes, str(config["method"]), gold, gold_votes, people, bool(config.get("lengths")))
+        tables = Round(
+            pairs,
+            of_judges(votes, config.get("judges")),
+            str(config["method"]),
+            gold,
+            gold_votes,
+            people,
+            bool(config.get("lengths")),
+            reliability,
+        )
         return LastRound(round_.number, tables, known, space.root / "comparisons", judge.seed, source)
     raise UsageError(f"{workspace} has no round with judged and aggregated pairs: let rlaif run get that far first.")
+
+
+def _who_count(verdicts: pa.Table, aggregate: Path) -> tuple[pa.Table, dict[str, float]]:
+    """The verdicts of auditors whom the stage did not set aside, and how reliable it took each for."""
+    if not (aggregate / "quarantine.parquet").is_file():
+        return verdicts, {}
+    auditors = read_table(aggregate / "quarantine.parquet", QUARANTINE, allow_empty=True).to_pylist()
+    aside = [row["auditor"] for row in auditors if row["quarantined"]]
+    return without(verdicts, aside), {row["auditor"]: row["reliability"] for row in auditors if not row["quarantined"]}

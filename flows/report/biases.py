@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.report.data import Estimate, Round, estimate, integer, real
+from flows.report.data import Round
 from flows.report.measures import per_judge
+from flows.report.values import Estimate, estimate, integer, mapping, real
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,21 @@ class JudgeBias:
 
 def biases(round_: Round) -> list[JudgeBias]:
     measured = per_judge(round_)
-    own = _mapping(round_.metrics("judge").get("self_preference"))
-    accuracy = _mapping(round_.metrics("judge").get("judge_accuracy"))
+    own = mapping(round_.metrics("judge").get("self_preference"))
+    accuracy = mapping(round_.metrics("judge").get("judge_accuracy"))
     rows = []
     for name, item in sorted(measured.items()):
         if "order_flip_rate" not in item:
             continue
-        family = _mapping(own.get(name))
+        family = mapping(own.get(name))
         beyond = {what: estimate(family.get(f"beyond_{what}")) for what in ("gold", "others")}
         against = next((what for what, value in beyond.items() if value is not None), None)
-        groups = _mapping(item.get("by_group"))
+        groups = mapping(item.get("by_group"))
         rows.append(
             JudgeBias(
                 whole=_bias(name, item),
                 groups=[_bias(group, value) for group, value in groups.items() if isinstance(value, Mapping)],
-                controlled=real(_mapping(_mapping(accuracy.get(name)).get("length")).get("controlled_accuracy")),
+                controlled=real(mapping(mapping(accuracy.get(name)).get("length")).get("controlled_accuracy")),
                 own=beyond[against] if against else None,
                 against=against,
                 reason=str(family["reason"]) if family.get("reason") else None,
@@ -77,7 +78,3 @@ def _bias(label: str, item: Mapping[str, Any]) -> Bias:
 def _estimate(item: Mapping[str, Any], mean: str, bounds: str) -> Estimate | None:
     value = real(item.get(mean))
     return None if value is None else Estimate(value, real(item.get(f"{bounds}_low")), real(item.get(f"{bounds}_high")))
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -1,12 +1,7 @@
-"""Reads a round folder into typed values. What is absent is None; what cannot be read is None and named in `problems`.
-
-Only a stage directory with a manifest is looked at (docs/architecture.md, law 1). Only the columns that the report
-needs are read from the tables, since the texts of a large vote table do not fit into memory.
-"""
+"""A round as the page needs it. What is absent is None; what cannot be read is None and named in `problems`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +9,17 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
-from audit.verdicts import Verdict, from_table
+from audit.verdicts import Verdict
 from flows.anchors import drift_events
-from judges.metrics import Cause, causes
-from judges.reports.causes import COLUMNS as CAUSE_COLUMNS
+from flows.report.reader import Reader
+from flows.report.values import Estimate, VoteCount, estimate, estimates, integer, mapping, real, vote_counts
+from judges.metrics import Cause
 from store.errors import RlaifError, UsageError
 from store.files import read_json
 from store.journal import Journal
 from store.manifest import Manifest, read_manifest
-from store.tables import VERDICTS, read_table
 
 STAGES = {
     "sft": "Fine-tune on expert demonstrations",
@@ -39,39 +33,6 @@ STAGES = {
     "promote": "Decide on the champion",
 }
 """The stages in their order, with what each does in a reader's words."""
-
-STATUSES = ("scored", "tie", "abstain", "parse_failure", "error")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its interval; the interval or the sample size may be unknown."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-
-
-@dataclass(frozen=True)
-class VoteCount:
-    """What became of attempted votes. `None` where the stage did not say."""
-
-    attempted: int
-    scored: int
-    tie: int
-    abstain: int
-    parse_failure: int
-    error: int
-
-    @property
-    def parts(self) -> tuple[int, ...]:
-        return (self.scored, self.tie, self.abstain, self.parse_failure, self.error)
-
-    @property
-    def balanced(self) -> bool:
-        """attempted = scored + tie + abstain + parse_failure + error (docs/architecture.md, law 4)."""
-        return self.attempted == sum(self.parts)
 
 
 @dataclass(frozen=True)
@@ -192,7 +153,7 @@ def read_round(folder: Path) -> Round:
     config_text, config = _config(folder / "round.yaml", problems)
     if not manifests and config_text is None:
         raise UsageError(f"{folder} holds neither round.yaml nor a finished stage: give the folder of a round.")
-    read = _Reader(folder, manifests, problems)
+    read = Reader(folder, manifests, problems)
     journal = Journal(folder / "journal.jsonl")
     tuned = _starts_tuned(folder / "round.json", problems)
     rollouts = read.table("sample", "rollouts.parquet", ["prompt_id"])
@@ -229,7 +190,6 @@ VOTES_OF = (
     ("Evaluation", "evaluate", "votes.parquet"),
 )
 """Who voted on what: a title, the stage, and its table."""
-_VOTE_COLUMNS = ["judge", "fingerprint", "status"]
 _RESPONSE_COLUMNS = [
     "prompt_id",
     "prompt",
@@ -243,85 +203,6 @@ _RESPONSE_COLUMNS = [
     "oracle_reasons",
     "win_probability",
 ]
-
-
-@dataclass(frozen=True)
-class _Reader:
-    folder: Path
-    manifests: Mapping[str, Manifest]
-    problems: list[str]
-
-    def table(
-        self, stage: str, name: str, columns: list[str] | None = None, optional: bool = False
-    ) -> pd.DataFrame | None:
-        """Columns of a finished stage's table (None: all); an `optional` one may be missing without a word."""
-        if stage not in self.manifests:
-            return None
-        path = self.folder / stage / name
-        if not path.exists():
-            if not optional:
-                self.problems.append(f"{stage}/{name} is missing, so what depends on it is not shown.")
-            return None
-        try:
-            present = pq.ParquetDataset(path, partitioning=None).schema.names
-            missing = [column for column in columns or [] if column not in present]
-            wanted = None if columns is None else [column for column in columns if column in present]
-            frame: pd.DataFrame = pq.read_table(path, columns=wanted, partitioning=None).to_pandas()
-        except (pa.ArrowException, OSError, ValueError) as error:
-            first = (str(error).splitlines() or ["unknown error"])[0]
-            self.problems.append(f"{stage}/{name} cannot be read ({first}), so what depends on it is not shown.")
-            return None
-        if missing:
-            self.problems.append(f"{stage}/{name} lacks {', '.join(missing)}, so what depends on it is not shown.")
-            return None
-        return frame
-
-    def votes(self, stage: str, name: str, optional: bool = False) -> pa.Table | None:
-        """Who voted and what became of it; the texts of votes are not read."""
-        frame = self.table(stage, name, _VOTE_COLUMNS, optional)
-        if frame is None or frame.empty:
-            return None
-        unknown = sorted(set(frame["status"].astype(str)) - set(STATUSES))
-        if unknown:
-            self.problems.append(f"{stage}/{name} has votes of the unknown status {', '.join(unknown)}: not shown.")
-            return None
-        return pa.Table.from_pandas(frame, preserve_index=False)
-
-    def causes(self, stage: str, name: str) -> list[Cause]:
-        """Why votes of a table have no answer. Only their texts are read."""
-        path = self.folder / stage / name
-        if stage not in self.manifests or not path.exists():
-            return []
-        silent = [("status", "in", ["error", "parse_failure", "abstain"])]
-        try:
-            return causes(pq.read_table(path, columns=list(CAUSE_COLUMNS), filters=silent, partitioning=None))
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            first = (str(error).splitlines() or ["unknown error"])[0]
-            self.problems.append(f"The causes of votes without an answer in {stage}/{name} are not shown ({first}).")
-            return []
-
-    def verdicts(self) -> list[Verdict] | None:
-        path = self.folder / "audit" / "verdicts.parquet"
-        if "audit" not in self.manifests or not path.is_file():
-            return None
-        try:
-            return from_table(read_table(path, VERDICTS, allow_empty=True))
-        except UsageError as error:
-            self.problems.append(f"audit/verdicts.parquet is not shown: {error}")
-            return None
-
-    def json(self, stage: str, name: str) -> dict[str, Any] | None:
-        if stage not in self.manifests:
-            return None
-        try:
-            value = read_json(self.folder / stage / name)
-        except UsageError as error:
-            self.problems.append(f"{stage}/{name} is not shown: {error}")
-            return None
-        if not isinstance(value, dict):
-            self.problems.append(f"{stage}/{name} holds no mapping, so it is not shown.")
-            return None
-        return value
 
 
 def _manifests(folder: Path, problems: list[str]) -> dict[str, Manifest]:
@@ -402,7 +283,7 @@ def _state(event: Any, manifest: Manifest | None, finished: bool, off: bool) -> 
     return "off" if off else "absent"
 
 
-def _evaluation(read: _Reader, manifests: Mapping[str, Manifest]) -> Evaluation | None:
+def _evaluation(read: Reader, manifests: Mapping[str, Manifest]) -> Evaluation | None:
     value = read.json("evaluate", "evaluation.json")
     if value is None:
         return None
@@ -412,14 +293,14 @@ def _evaluation(read: _Reader, manifests: Mapping[str, Manifest]) -> Evaluation 
         by_split=estimates(value.get("by_split")),
         length_controlled=real(value.get("length_controlled_win_rate")),
         both={name: estimates(value.get(name)) for name in ("expected_reward", "reward_model", "length")},
-        pairs={name: n for name, item in _mapping(value.get("pairs")).items() if (n := integer(item)) is not None},
+        pairs={name: n for name, item in mapping(value.get("pairs")).items() if (n := integer(item)) is not None},
         kl=estimate(value.get("kl")),
         votes=vote_counts(value.get("votes"), "evaluation judges"),
         confidence=real(value.get("confidence")) or real(manifests["evaluate"].config.get("confidence")),
     )
 
 
-def _decision(read: _Reader) -> Decision | None:
+def _decision(read: Reader) -> Decision | None:
     value = read.json("promote", "decision.json")
     if value is None or not isinstance(value.get("promoted"), bool):
         return None
@@ -429,61 +310,3 @@ def _decision(read: _Reader) -> Decision | None:
         if isinstance(item, dict)
     ]
     return Decision(value["promoted"], str(value.get("reason") or ""), checks)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def real(value: Any) -> float | None:
-    """A finite number, or None for anything else: a stage that has no number must not be given one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def integer(value: Any) -> int | None:
-    number = real(value)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-_MEANS = ("mean", "accuracy", "rate", "value", "estimate")
-
-
-def estimate(value: Any) -> Estimate | None:
-    """From a plain number, or from {mean | accuracy | rate | value, low, high, n}."""
-    if not isinstance(value, Mapping):
-        mean = real(value)
-        return None if mean is None else Estimate(mean)
-    for name in _MEANS:
-        mean = real(value.get(name))
-        if mean is not None:
-            return Estimate(mean, real(value.get("low")), real(value.get("high")), integer(value.get("n")))
-    return None
-
-
-def estimates(value: Any) -> dict[str, Estimate]:
-    if not isinstance(value, Mapping):
-        return {}
-    found = {str(name): estimate(item) for name, item in value.items()}
-    return {name: item for name, item in found.items() if item is not None}
-
-
-def vote_count(value: Any) -> VoteCount | None:
-    """From a mapping with the attempted votes and all five outcomes; None where one of them is missing."""
-    if not isinstance(value, Mapping):
-        return None
-    numbers = [integer(value.get(name)) for name in ("attempted", *STATUSES)]
-    known = [number for number in numbers if number is not None]
-    return VoteCount(*known) if len(known) == len(numbers) else None
-
-
-def vote_counts(value: Any, name: str) -> dict[str, VoteCount]:
-    """From one mapping of counts (called `name`), or from one for each judge."""
-    single = vote_count(value)
-    if single is not None:
-        return {name: single}
-    if not isinstance(value, Mapping):
-        return {}
-    found = {str(judge): vote_count(item) for judge, item in value.items()}
-    return {judge: item for judge, item in found.items() if item is not None}

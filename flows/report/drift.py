@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.report.data import Estimate, Round, integer, real
+from flows.report.data import Round
+from flows.report.values import Estimate, integer, mapping, real
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Drifted:
 
 
 def drifts(round_: Round) -> list[Drifted]:
-    limit = real(_mapping(round_.config.get("drift")).get("max_flip_rate"))
+    limit = real(mapping(round_.config.get("drift")).get("max_flip_rate"))
     rows = []
     for event in sorted(round_.drift, key=lambda event: str(event.get("judge"))):
         about = (str(event.get("judge")), str(event.get("asked_at", "")), str(event.get("fingerprint", "")))
-        parts = [(name, _mapping(event.get(name))) for name in ("previous", "first")]
+        parts = [(name, mapping(event.get(name))) for name in ("previous", "first")]
         found = [_row(*about, name, part, event, limit) for name, part in parts if part]
         rows += found or [Drifted(*about)]
     return rows
@@ -49,7 +50,7 @@ def _row(
     event: Mapping[str, Any],
     limit: float | None,
 ) -> Drifted:
-    before, rate, low = _mapping(part.get("before")), real(part.get("flip_rate")), real(part.get("flip_low"))
+    before, rate, low = mapping(part.get("before")), real(part.get("flip_rate")), real(part.get("flip_low"))
     flips = None if rate is None else Estimate(rate, low, real(part.get("flip_high")), integer(part.get("pairs")))
     changed = event.get("changed") if name == "previous" else None
     return Drifted(
@@ -65,7 +66,3 @@ def _row(
         tuple(str(one) for one in changed) if isinstance(changed, list) else (),
         limit is not None and low is not None and low > limit,
     )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

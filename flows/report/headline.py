@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flows.report.data import Estimate, Judge, Round, estimates
+from flows.report.data import Judge, Round
 from flows.report.measures import proportion, total_votes, training_votes
 from flows.report.text import NOTHING, number, percent, plural
+from flows.report.values import Estimate, estimates
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from flows.report.data import Estimate, Judge, Round, VoteCount, estimate, estimates, integer, real, vote_count
+from flows.report.data import Judge, Round
+from flows.report.values import Estimate, VoteCount, estimate, estimates, integer, real, vote_count
 from judges.metrics import account, split_by_judge
 from judges.metrics import proportion as wilson
 from rlhf.evaluation import clustered_mean

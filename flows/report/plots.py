@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from flows.report.data import Estimate, VoteCount
 from flows.report.measures import Bin, Versus
 from flows.report.text import number, percent, plain, shorten, significant
+from flows.report.values import Estimate, VoteCount
 
 _PALETTE = {
     "ink": "#010101",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from flows.report.data import real
 from flows.report.measures import hash_order
+from flows.report.values import real
 
 BEST, EACH_GROUP, WORST, MAX_GROUPS = 3, 1, 3, 8
 

@@ -18,7 +18,7 @@ import pandas as pd
 from audit.verdicts import Verdict, in_force
 from flows.report import plots, text
 from flows.report.biases import biases
-from flows.report.data import STATUSES, Estimate, Evaluation, Judge, Round, estimate, estimates, integer, real
+from flows.report.data import Evaluation, Judge, Round
 from flows.report.drift import drifts
 from flows.report.headline import confidence
 from flows.report.measures import (
@@ -34,6 +34,7 @@ from flows.report.measures import (
     unseen,
 )
 from flows.report.plots import MUTED, POLICY, Level, Plot, Series
+from flows.report.values import STATUSES, Estimate, estimate, estimates, integer, real
 
 _MAX_ROWS = 30
 """Groups that a plot shows, the lowest ones; the table beside it shows all."""
@@ -352,10 +353,11 @@ def preferences(round_: Round) -> dict[str, Any] | None:
 
 def _gate(gate: Any) -> dict[str, Any] | None:
     """The judges' gate: what it measured, and why a person went on past it."""
-    if not isinstance(gate, dict):
+    if not isinstance(gate, dict) or "checks" not in gate:
         return None
-    checks = [check for check in gate.get("checks", []) if check["state"] not in ("off", "unmeasured")]
-    return {"passed": gate.get("passed"), "override": gate.get("override"), "checks": checks}
+    checks = [check for check in gate["checks"] if check["state"] not in ("off", "unmeasured")]
+    silent = [f"{check['figure']} of {check['of']}" for check in gate["checks"] if check["state"] == "unmeasured"]
+    return {"passed": gate.get("passed"), "override": gate.get("override"), "checks": checks, "unmeasured": silent}
 
 
 def audit(round_: Round) -> dict[str, Any] | None:
@@ -418,12 +420,13 @@ def _auditor(name: str, simulated: bool, verdicts: list[Verdict], gold: Any) -> 
 
 @dataclass(frozen=True)
 class Audited:
-    """A judge against the auditors. `hajek`: weighted by inclusion probabilities, so it speaks for all judged pairs."""
+    """A judge against the auditors: the same share by the four estimators of `audit.estimates.accuracy`."""
 
     judge: str
     n: int | None
-    hajek: float | None
-    std_error: float | None
+    naive: Estimate | None
+    corrected: Estimate | None
+    weighted: Estimate | None
     uniform: Estimate | None
 
 
@@ -436,19 +439,17 @@ def _audit_estimates(round_: Round) -> list[Audited]:
         Audited(
             str(row.get("judge", "")),
             integer(row.get("audited")),
-            real(row.get("hajek")),
-            real(row.get("hajek_std_error")),
-            estimate(
-                {
-                    "mean": row.get("uniform"),
-                    "low": row.get("low"),
-                    "high": row.get("high"),
-                    "n": row.get("uniform_audited"),
-                }
-            ),
+            _audit_estimate(row, "naive", "naive_"),
+            _audit_estimate(row, "corrected", "corrected_"),
+            _audit_estimate(row, "hajek", "hajek_"),
+            _audit_estimate(row, "uniform", ""),
         )
         for row in rows
     ]
+
+
+def _audit_estimate(row: Mapping[str, Any], name: str, bounds: str) -> Estimate | None:
+    return estimate({"mean": row.get(name), "low": row.get(f"{bounds}low"), "high": row.get(f"{bounds}high")})
 
 
 def provenance(round_: Round) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from store.errors import UsageError
-from store.tables import ROLLOUT_RATINGS
+from store.schemas import ROLLOUT_RATINGS
 
 PRIOR_SD = 3.0
 """In log-odds. Weak: two responses three apart are already won and lost 95 to 5."""

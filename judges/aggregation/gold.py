@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,17 @@ import pyarrow.compute as pc
 
 from judges.aggregation.lengths import LENGTH
 from store.errors import UsageError
-from store.tables import VOTES
+from store.hashing import short_id
+from store.schemas import VOTES
 
 ANSWERS = pa.schema([pa.field("pair_id", pa.string(), nullable=False), pa.field("p_a", pa.float64(), nullable=False)])
 """`p_a`: 1 where a is known to be better, 0 where b is, 1/2 for a tie, between where people differ."""
 
-_P_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
+P_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
+"""What a winner says of a, as a probability."""
+
+FOLDS = 5
+"""In so many parts gold is cut, where weights are not to be measured on what they were learnt from."""
 
 
 def known_answers(gold: pa.Table) -> pa.Table:
@@ -31,11 +36,11 @@ def known_answers(gold: pa.Table) -> pa.Table:
             pair = pc.filter(gold["pair_id"], wrong)[0].as_py()
             raise UsageError(f"The gold answer of pair {pair} is no probability in 0..1: correct or remove it.")
     else:
-        winners = pa.array(list(_P_A))
+        winners = pa.array(list(P_A))
         odd = pc.filter(gold["winner"], pc.invert(pc.is_in(gold["winner"], winners)))
         if len(odd):
             raise UsageError(f"The gold has the winner {odd[0].as_py()!r}: it must be a, b or tie.")
-        p_a = pc.take(pa.array(list(_P_A.values())), pc.index_in(gold["winner"], winners))
+        p_a = pc.take(pa.array(list(P_A.values())), pc.index_in(gold["winner"], winners))
     answers = pa.table({"pair_id": gold["pair_id"], "p_a": p_a}).cast(ANSWERS).sort_by("pair_id")
     if len(pc.unique(answers["pair_id"])) < answers.num_rows:
         counts = pc.value_counts(answers["pair_id"]).to_pylist()
@@ -50,6 +55,11 @@ def aligned(pairs: pa.Array, answers: pa.Table) -> tuple[npt.NDArray[np.int64], 
     rows = np.flatnonzero(pc.is_valid(at).to_numpy(zero_copy_only=False))
     known = answers["p_a"].to_numpy()[at.drop_null().to_numpy().astype(np.int64)]
     return rows, np.asarray(known, dtype=np.float64)
+
+
+def folds(prompts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """[pairs] 0..FOLDS-1, by the prompt's hash: pairs of one prompt are in one fold."""
+    return np.array([int(short_id("fold", prompt), 16) % FOLDS for prompt in prompts], dtype=np.int64)
 
 
 def anchors(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from judges.aggregation.labels import is_valid, labels_of
-from store.tables import Status
+from store.schemas import Status
 
 
 class MeanPreference:

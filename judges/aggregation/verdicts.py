@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from judges.aggregation.gold import P_A
 from judges.aggregation.labels import LABELS
 from store.errors import UsageError
 from store.statistics import weighted_share
-
-_P_A = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 UNKNOWN = 0.8
 """Reliability of an auditor about whom nothing is known."""
@@ -52,7 +51,7 @@ def read_people(verdicts: pa.Table, pairs: pa.Table, reliability: Mapping[str, f
     said: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
     for row in rows:
         counts["verdicts"] += 1
-        if row["winner"] is not None and row["winner"] not in _P_A:
+        if row["winner"] is not None and row["winner"] not in P_A:
             raise UsageError(
                 f"Verdict {row['verdict_id']} has the winner {row['winner']!r}: use a, b, tie, or empty for a skip."
             )
@@ -73,7 +72,7 @@ def read_people(verdicts: pa.Table, pairs: pa.Table, reliability: Mapping[str, f
         counts["standing"] += 1
         counts["repeated"] += len(answers) - 1
         counts["simulated"] += answers[0][1]
-        of_pair[pair_id].append((_P_A[answers[0][0]], known_q.get(auditor, UNKNOWN)))
+        of_pair[pair_id].append((P_A[answers[0][0]], known_q.get(auditor, UNKNOWN)))
     counts["pairs"] = len(of_pair)
     return People(
         {pair_id: weighted_share([v for v, _ in given], [q for _, q in given]) for pair_id, given in of_pair.items()},

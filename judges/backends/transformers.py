@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 
 from judges.backends.base import Call, Choice, Reply, Scores, Text, Want
+from judges.backends.local.encoding import encode, in_chat, too_long
 from judges.backends.local.generation import GumbelSampler, generate
 from judges.backends.local.layout import Group, apart, batches, groups, plain_batches, preamble
 from judges.backends.local.model import answer_tokens, context_length, device_of, load, special_tokens
@@ -74,31 +75,24 @@ class TransformersBackend:
 
     def prompt_of(self, call: Call) -> str:
         """The text that the model reads, chat template included."""
-        if not self._tokenizer.chat_template:
-            return call.text
-        chat = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": call.text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._settings.chat_template_args,
-        )
-        return str(chat)
+        return in_chat(self._tokenizer, call.text, self._settings.chat_template_args)
 
     def _answer_cell(self, cell: list[Call]) -> Iterator[Reply]:
         if all(call.answered for call in cell):
             return
         fitting: list[_Prompt] = []
-        too_long: list[Reply] = []
-        for call, ids in zip(cell, self._encode([self.prompt_of(call) for call in cell]), strict=True):
+        unfit: list[Reply] = []
+        encoded = encode(self._tokenizer, [self.prompt_of(call) for call in cell])
+        for call, ids in zip(cell, encoded, strict=True):
             room = call.want.max_tokens if isinstance(call.want, Text) else 0
             if self._limit is None or len(ids) + room <= self._limit:
                 fitting.append(_Prompt(call, ids))
             elif not call.answered:
-                too_long.append(Reply(call, error=_too_long(len(ids), room, self._limit)))
+                unfit.append(Reply(call, error=too_long(len(ids), room, self._limit)))
         for want, alike in _by_want(fitting):
             yield from self._choices(want, alike) if isinstance(want, Choice) else self._texts(want, alike)
         # Last, although they were known first: the panel stops a judge by its rate of errors so far.
-        yield from too_long
+        yield from unfit
 
     def _choices(self, want: Choice, prompts: list[_Prompt]) -> Iterator[Reply]:
         rows = [prompt.ids for prompt in prompts]
@@ -210,16 +204,6 @@ class TransformersBackend:
             self._answers[options] = [torch.tensor(ids, device=self._device) for ids in found]
         return self._answers[options]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        # A chat template writes the special tokens itself.
-        add = not self._tokenizer.chat_template
-        encoded: list[list[int]] = self._tokenizer(
-            texts, add_special_tokens=add, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )["input_ids"]
-        stop = self._tokenizer.eos_token_id
-        # Some tokenizers close every text; after a stop token a judge has nothing left to say.
-        return [ids[:-1] if add and len(ids) > 1 and ids[-1] == stop else ids for ids in encoded]
-
 
 def _by_want(prompts: list[_Prompt]) -> list[tuple[Choice | Text, list[_Prompt]]]:
     """Prompts that can be computed together: those that have the same options, or the same longest text."""
@@ -243,8 +227,3 @@ def _choice(prompt: _Prompt, logprobs: tuple[float, ...]) -> Reply:
 def _unanswered(replies: list[Reply], begun: float) -> list[Reply]:
     seconds = (time.monotonic() - begun) / len(replies)
     return [replace(reply, latency_s=seconds) for reply in replies if not reply.call.answered]
-
-
-def _too_long(tokens: int, room: int, limit: int) -> str:
-    answer = f" and its answer up to {room}" if room else ""
-    return f"the judge's prompt has {tokens} tokens{answer}, the model's context holds {limit}"

@@ -20,6 +20,7 @@ from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, StructuredOutputsParams
 
+from judges.backends.local.encoding import encode, in_chat, too_long
 from judges.backends.local.model import answer_tokens, special_tokens
 from judges.backends.vllm_process import MEMORY, MORE_MEMORY
 from store.errors import RlaifError, UsageError
@@ -62,11 +63,13 @@ class Engine:
         self._engine.reset_prefix_cache()
         since = time.monotonic()
         waiting: dict[str, dict[str, Any]] = {}
-        too_long = []
-        for number, (call, ids) in enumerate(zip(calls, self._encode([call["text"] for call in calls]), strict=True)):
+        unfit = []
+        chat = self._setup["chat_template_args"]
+        encoded = encode(self._tokenizer, [in_chat(self._tokenizer, call["text"], chat) for call in calls])
+        for number, (call, ids) in enumerate(zip(calls, encoded, strict=True)):
             room = call.get("max_tokens", 1)
             if len(ids) + room > self._limit:
-                too_long.append({"number": number, "error": _too_long(len(ids), room, self._limit)})
+                unfit.append({"number": number, "error": too_long(len(ids), room, self._limit)})
                 continue
             params = self._choice_params(call) if "options" in call else self._text_params(call)
             waiting[str(number)] = call
@@ -81,7 +84,7 @@ class Engine:
                 yield self._reply(waiting.pop(output.request_id), output) | {"seconds": (now - since) / len(finished)}
             since = now if finished else since
         # Last, although they were known first: the panel stops a judge by its rate of errors so far.
-        yield from too_long
+        yield from unfit
 
     def _reply(self, call: dict[str, Any], output: RequestOutput) -> dict[str, Any]:
         (found,) = output.outputs
@@ -130,25 +133,6 @@ class Engine:
             self._tokens[key] = answer_tokens(self._tokenizer, key, self._judge)
         return self._tokens[key]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        chat = bool(self._tokenizer.chat_template)
-        if chat:
-            texts = [self._in_chat(text) for text in texts]
-        # A chat template writes the special tokens itself.
-        encoded: list[list[int]] = self._tokenizer(texts, add_special_tokens=not chat, verbose=False)["input_ids"]
-        stop = self._tokenizer.eos_token_id
-        # Some tokenizers close every text; after a stop token a judge has nothing left to say.
-        return [ids[:-1] if not chat and len(ids) > 1 and ids[-1] == stop else ids for ids in encoded]
-
-    def _in_chat(self, text: str) -> str:
-        chat = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._setup["chat_template_args"],
-        )
-        return str(chat)
-
 
 def _engine_args(setup: dict[str, Any]) -> EngineArgs:
     values: dict[str, Any] = {
@@ -178,7 +162,3 @@ def _first_line(error: Exception) -> str:
     details = getattr(error, "errors", None)
     said = "; ".join(str(one["msg"]) for one in details()) if callable(details) else str(error)
     return next(iter(said.splitlines()), "").rstrip(".:") or type(error).__name__
-
-
-def _too_long(tokens: int, room: int, limit: int) -> str:
-    return f"the judge's prompt has {tokens} tokens and its answer up to {room}, the model's context holds {limit}"

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from judges.backends.base import Reply, Want
-from store.tables import Status
+from store.schemas import Status
 
 
 class Kind(StrEnum):

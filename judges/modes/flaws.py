@@ -17,7 +17,7 @@ from judges.modes.base import Finding, Kind
 from judges.modes.labels import different
 from judges.parsing import json_objects
 from judges.settings import LanguageModelSettings
-from store.tables import Status
+from store.schemas import Status
 
 ANSWERS = ("yes", "no", "unsure")
 _REASONING = "reasoning"

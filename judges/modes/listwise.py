@@ -14,7 +14,7 @@ from judges.backends.base import Reply, Text
 from judges.modes.base import Finding, Kind
 from judges.parsing import json_objects
 from judges.settings import LanguageModelSettings
-from store.tables import Status
+from store.schemas import Status
 
 _LINE = re.compile(r"^[ \t>*_#`]*ranking[ \t*_`]*:(?P<answer>[^\n]*)$", re.IGNORECASE | re.MULTILINE)
 _DECORATION = " \t\r*_`.\"'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from store.tables import Status
+from store.schemas import Status
 
 
 def shares(logprobs: Sequence[float]) -> tuple[list[float], float]:

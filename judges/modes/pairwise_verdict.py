@@ -7,7 +7,7 @@ from judges.modes.base import Finding, Kind
 from judges.modes.pairwise_logprobs import two_answers
 from judges.parsing import parse_verdict
 from judges.settings import LanguageModelSettings
-from store.tables import Status
+from store.schemas import Status
 
 _P_FIRST = {"first": 1.0, "second": 0.0, "tie": 0.5}
 

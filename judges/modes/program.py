@@ -7,7 +7,7 @@ import math
 from judges.backends.base import Reply, Scores
 from judges.modes.base import Finding, Kind
 from judges.settings import RubricSettings
-from store.tables import Status
+from store.schemas import Status
 
 
 class Program:

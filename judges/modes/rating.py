@@ -9,7 +9,7 @@ from judges.modes.base import Finding, Kind
 from judges.modes.labels import different, readable_as_tokens
 from judges.modes.logprobs import shares
 from judges.settings import LanguageModelSettings
-from store.tables import Status
+from store.schemas import Status
 
 LOWEST, HIGHEST = 1.0, 10.0
 

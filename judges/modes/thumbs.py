@@ -7,7 +7,7 @@ from judges.modes.base import Finding, Kind
 from judges.modes.labels import different, readable_as_tokens
 from judges.modes.logprobs import preference
 from judges.settings import LanguageModelSettings
-from store.tables import Status
+from store.schemas import Status
 
 
 class Thumbs:

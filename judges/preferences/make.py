@@ -18,7 +18,7 @@ from judges.preferences.contamination import HeldOut
 from judges.preferences.duplicates import near_duplicates
 from judges.preferences.limits import over_group_ratio, over_prompt_limit
 from store.hashing import short_id
-from store.tables import PAIRS, PREFERENCES
+from store.schemas import PAIRS, PREFERENCES
 
 MAX_MARGIN = 7.0
 """Log-odds beyond which a label is not more certain in any useful way (p = 0.999); p_chosen itself is not clipped."""

@@ -13,7 +13,8 @@ from judges.aggregation.labels import LABELS
 from judges.gate import label_entropy
 from store.errors import UsageError
 from store.manifest import need_manifest
-from store.tables import PREFERENCES, read_table
+from store.schemas import PREFERENCES
+from store.tables import read_table
 
 BINS = 10
 """Of the histogram, over 0.5..1."""
@@ -21,7 +22,7 @@ BINS = 10
 
 def label_report(folder: Path) -> dict[str, Any]:
     """Figures of a finished aggregate stage: `votes` (the accounting), `agreement`, `weights`, `length_weight`,
-    `labels`, `confidence` (histogram), `dropped`, `by_group`, `gold`, `gate`, `verdicts`, `method`.
+    `labels`, `confidence` (histogram), `dropped`, `by_group`, `gold`, `gate`, `verdicts`, `ratings_warning`, `method`.
 
     Raises UsageError where `folder` is not the output of that stage.
     """
@@ -63,6 +64,7 @@ def label_report(folder: Path) -> dict[str, Any]:
         "dropped": metrics.get("dropped"),
         "splits": metrics.get("splits"),
         "by_group": {} if preferences is None else _by_group(preferences, metrics.get("by_group") or {}),
+        "ratings_warning": metrics.get("ratings_warning"),
         "verdicts": metrics.get("verdicts"),
         "people_against_judges": metrics.get("people_against_judges"),
         "auditors": metrics.get("auditors"),

@@ -13,9 +13,16 @@ SIDES = ("pair_id", "prompt_id", "rollout_a", "rollout_b")
 def sides_of(votes: pa.Table) -> pa.Table:
     """The pairs that a VOTES table names, without their texts: SIDES, sorted by prompt_id and pair_id.
 
-    Raises UsageError where two votes on one pair name different rollouts or prompts.
+    Raises UsageError where two votes on one pair name different rollouts or prompts, or a and b are one rollout.
     """
     found = votes.select(list(SIDES)).group_by(list(SIDES)).aggregate([])
+    same = found.filter(pc.equal(found["rollout_a"], found["rollout_b"]))
+    if same.num_rows:
+        row = same.slice(0, 1).to_pylist()[0]
+        raise UsageError(
+            f"The votes on pair {row['pair_id']} compare the rollout {row['rollout_a']} with itself ({same.num_rows} "
+            f"such pairs): name both rollouts, or leave the pair out."
+        )
     if len(pc.unique(found["pair_id"])) < found.num_rows:
         counts = pc.value_counts(found["pair_id"]).to_pylist()
         pair = next(row["values"] for row in counts if row["counts"] > 1)

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from judges.aggregation.covariates import rate_with_covariates
-from judges.aggregation.labels import checked_votes
+from judges.preferences.inputs import votes_behind
 from store.errors import UsageError
-from store.hashing import hash_path
-from store.manifest import Manifest, need_manifest
-from store.tables import PAIRS, VOTES, Table, read_table
-
-Z = 1.959964
+from store.manifest import need_manifest
+from store.statistics import Z_95
 
 
 def sway(folder: Path) -> dict[str, dict[str, float | None]]:
@@ -27,12 +22,11 @@ def sway(folder: Path) -> dict[str, dict[str, float | None]]:
     Raises UsageError where the stage had no pairs table, or its votes or pairs are gone or are not what they were.
     """
     manifest = need_manifest(folder)
-    if not manifest.inputs.get("pairs"):
+    votes, pairs = votes_behind(manifest)
+    if pairs is None:
         raise UsageError(
             f"{folder} was made without a pairs table, so lengths are not known: give --pairs to the stage."
         )
-    pairs = _read(manifest, "pairs", PAIRS)
-    votes, _ = checked_votes(_read(manifest, "votes", VOTES), pairs)
     found = rate_with_covariates(pairs, votes)
     return {
         # The covariate is +1 for the one order and -1 for the other: first against second is twice its coefficient.
@@ -44,15 +38,4 @@ def sway(folder: Path) -> dict[str, dict[str, float | None]]:
 def _interval(value: float, error: float) -> dict[str, float | None]:
     if error == float("inf"):
         return {"log_odds": None, "low": None, "high": None}
-    return {"log_odds": value, "low": value - Z * error, "high": value + Z * error}
-
-
-def _read(manifest: Manifest, name: str, table: Table) -> pa.Table:
-    parts = []
-    for entry in manifest.inputs[name]:
-        path = Path(entry["value"])
-        data = read_table(path, table, allow_empty=True)
-        if hash_path(path) != entry["identity"]:
-            raise UsageError(f"{path} is not what these labels were made of any more: run the stage aggregate again.")
-        parts.append(data.select(table.schema.names))
-    return pa.concat_tables(parts)
+    return {"log_odds": value, "low": value - Z_95 * error, "high": value + Z_95 * error}

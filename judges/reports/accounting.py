@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from judges.reports import Figures
 from judges.reports.proportions import share
 from store.errors import UsageError
-from store.tables import Status
+from store.schemas import Status
 
 
 def account(votes: pa.Table) -> dict[str, int]:
@@ -43,13 +43,18 @@ def spending(votes: pa.Table) -> Figures:
 
 
 def split_by_judge(votes: pa.Table) -> dict[str, pa.Table]:
-    """The votes of each judge, by name; by name@fingerprint where two judges have the same name."""
+    """The votes of each judge, by name; by name@fingerprint where two judges have the same name.
+
+    A judge is its fingerprint: one that was renamed has the first of its names.
+    """
     known = votes.select(["judge", "fingerprint"]).group_by(["judge", "fingerprint"]).aggregate([]).to_pylist()
-    names = [row["judge"] for row in known]
-    tables = {}
-    for row in known:
-        name = row["judge"] if names.count(row["judge"]) == 1 else f"{row['judge']}@{row['fingerprint'][:8]}"
-        tables[name] = votes.filter(pc.equal(votes["fingerprint"], row["fingerprint"]))
+    name_of: dict[str, str] = {}
+    for row in sorted(known, key=lambda row: str(row["judge"])):
+        name_of.setdefault(row["fingerprint"], row["judge"])
+    names, tables = list(name_of.values()), {}
+    for fingerprint, judge in name_of.items():
+        name = judge if names.count(judge) == 1 else f"{judge}@{fingerprint[:8]}"
+        tables[name] = votes.filter(pc.equal(votes["fingerprint"], fingerprint))
     return dict(sorted(tables.items()))
 
 

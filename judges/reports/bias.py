@@ -7,7 +7,6 @@ own, `judges.reports.selfpreference`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,8 +16,9 @@ import pyarrow.compute as pc
 from judges.aggregation.mean import order_averaged
 from judges.reports import Figures
 from judges.reports.accounting import mean, outcome_rates, spending, split_by_judge
-from judges.reports.proportions import bounds, paired_difference, share
+from judges.reports.proportions import bounds, clustered_slope, paired_difference, share
 from judges.reports.winners import in_both_orders
+from store.statistics import Z_95
 
 
 def judge_report(votes: pa.Table, pairs: pa.Table, savings: Mapping[str, Figures] | None = None) -> dict[str, Figures]:
@@ -82,25 +82,17 @@ def length_slope(votes: pa.Table, lengths: dict[str, int], prompt_of: dict[str, 
     """Change of p_a for each 100 characters that a is longer than b: least squares of p_a - 1/2, through the origin.
 
     {"length_slope", "length_slope_low", "length_slope_high"}: the interval allows for pairs of one prompt that are
-    alike (Liang and Zeger 1986, with G / (G - 1) for G prompts); None with fewer than two prompts. A slope says what
-    length goes with, not what it causes: longer responses may be better. See `length_controlled` for the difference.
+    alike (`clustered_slope`); None with fewer than two prompts. A slope says what length goes with, not what it causes:
+    longer responses may be better. See `length_controlled` for the difference.
     """
     known = [row for row in order_averaged(votes).to_pylist() if row["pair_id"] in lengths]
     x = np.array([lengths[row["pair_id"]] / 100 for row in known])
     y = np.array([row["p_a"] - 0.5 for row in known])
-    spread = float((x**2).sum())
-    figures: Figures = {"length_slope": None, "length_slope_low": None, "length_slope_high": None}
-    if not spread:
-        return figures
-    slope = float((x * y).sum()) / spread
-    figures["length_slope"] = slope
-    _, prompt = np.unique([prompt_of[row["pair_id"]] for row in known], return_inverse=True)
-    count = int(prompt.max()) + 1
-    if count > 1:
-        scores = np.bincount(prompt, x * (y - slope * x))
-        error = math.sqrt(float((scores**2).sum()) * count / (count - 1)) / spread
-        figures |= {"length_slope_low": slope - 1.96 * error, "length_slope_high": slope + 1.96 * error}
-    return figures
+    if not x.any():
+        return {"length_slope": None, "length_slope_low": None, "length_slope_high": None}
+    slope, error = clustered_slope(x, y, [prompt_of[row["pair_id"]] for row in known])
+    low, high = (None, None) if error is None else (slope - Z_95 * error, slope + Z_95 * error)
+    return {"length_slope": slope, "length_slope_low": low, "length_slope_high": high}
 
 
 def length_differences(pairs: pa.Table) -> dict[str, int]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from judges.reports.accounting import split_by_judge
-from store.tables import Status
+from store.schemas import Status
 
 COLUMNS = ("judge", "fingerprint", "status", "mass", "rationale", "raw", "error")
 """What `causes` reads of a votes table."""

@@ -97,6 +97,21 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Fig
     return figures
 
 
+def clustered_slope(x: Reals, y: Reals, clusters: Sequence[Hashable]) -> tuple[float, float | None]:
+    """Least squares of y on x through the origin: the slope, and its standard error.
+
+    The error allows for rows of one cluster, such as a prompt, that are alike: Liang and Zeger 1986, Longitudinal Data
+    Analysis Using Generalized Linear Models, with G / (G - 1) for G clusters; None with fewer than two. x: not all 0.
+    """
+    spread = float(x @ x)
+    slope = float(x @ y) / spread
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    if len(names) < 2:
+        return slope, None
+    scores = np.bincount([names[one] for one in clusters], x * (y - slope * x))
+    return slope, math.sqrt(float(scores @ scores) * len(names) / (len(names) - 1)) / spread
+
+
 def _resampled(total: Reals, count: Reals) -> Reals:
     """Means of RESAMPLES draws of clusters, with replacement, as many as there are."""
     rng, n = np.random.default_rng(0), len(total)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from judges.aggregation.gold import P_A
 from judges.judge import Judge
 from judges.reports import Figures
 from judges.reports.accounting import split_by_judge
@@ -73,7 +74,7 @@ def self_preference(
     }
     gold_wins: dict[str, float] = {}
     if gold is not None:
-        gold_wins = {pair: {"a": 1.0, "b": 0.0, "tie": 0.5}[won] for pair, won in gold_winners(gold).items()}
+        gold_wins = {pair: P_A[won] for pair, won in gold_winners(gold).items()}
     known = {origin for origin in origins.values() if origin}
     groups: dict[str, dict[str, _Match]] = {}
     for pair, group in zip(pairs["pair_id"].to_pylist(), pairs["group"].to_pylist(), strict=True):
@@ -156,4 +157,4 @@ def _reason(mine: Names, known: set[str], mixed: int, judged: int) -> str:
 
 
 def _win(p_a: float) -> float:
-    return {"a": 1.0, "b": 0.0, None: 0.5}[winner(p_a)]
+    return P_A[winner(p_a) or "tie"]

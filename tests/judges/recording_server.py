@@ -113,7 +113,8 @@ def main(judge: str, pairs: str, shards: str, shard_rows: str, out: str) -> None
     from judges.judge import load_judge
     from judges.pairs import pairs_from_table
     from judges.panel import judge_pairs
-    from store.tables import PAIRS, VOTES, read_table, write_table
+    from store.schemas import PAIRS, VOTES
+    from store.tables import read_table, write_table
 
     about: dict[str, Any] = {"shards": Path(shards), "shard_rows": int(shard_rows)}
     votes = judge_pairs([load_judge(judge)], pairs_from_table(read_table(Path(pairs), PAIRS)), seed=3, **about)

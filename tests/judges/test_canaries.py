@@ -16,7 +16,8 @@ from judges.panel import Panel
 from judges.prompts import neutralise
 from store.errors import UsageError
 from store.resources import DATASETS
-from store.tables import ATTACKS, GOLD, conform, read_table
+from store.schemas import ATTACKS, GOLD
+from store.tables import conform, read_table
 
 from .conftest import PROMPT, Folder, make_pair
 from .votes_builder import vote, votes_table

@@ -25,8 +25,9 @@ from judges.metrics import account, judge_report
 from judges.pairs import pairs_to_table
 from judges.panel import Judged, Panel, judge_pairs, soft_preferences, together
 from store.errors import RlaifError, UsageError
+from store.schemas import GOLD, PROMPTS, ROLLOUTS, VOTES
 from store.stage import Source, run_stage
-from store.tables import GOLD, PROMPTS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 from .conftest import PROMPT, Folder, make_pair
 from .recording_server import RecordingServer

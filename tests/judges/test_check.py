@@ -19,7 +19,8 @@ from judges.pairs import pairs_from_table
 from judges.panel import judge_pairs
 from store.errors import RlaifError
 from store.resources import DATASETS
-from store.tables import GOLD, read_table
+from store.schemas import GOLD
+from store.tables import read_table
 
 from .conftest import Folder
 

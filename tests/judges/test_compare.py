@@ -17,7 +17,8 @@ from judges.pairs import pairs_from_table, pairs_to_table
 from judges.panel import judge_pairs
 from store.errors import UsageError
 from store.resources import DATASETS
-from store.tables import GOLD, VERDICTS, read_table
+from store.schemas import GOLD, VERDICTS
+from store.tables import read_table
 
 from .conftest import Folder
 from .votes_builder import pairs_table, vote, votes_table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from judges.config import load_judge
 from judges.drift import Anchors, Asking, anchors_of, check_drift, drift
 from judges.judge import Judge
 from store.errors import UsageError
-from store.tables import GOLD
+from store.schemas import GOLD
 
 from .votes_builder import pairs_table, vote, votes_table
 
@@ -90,6 +91,21 @@ def test_a_judge_is_asked_when_its_fingerprint_changes(tmp_path: Path) -> None:
     assert since is not None
     assert (again.flips, since.flips) == (0, 30)
     assert (since.before["number"], since.now["number"]) == (1, 4)
+
+
+def test_askings_kept_at_the_same_time_have_numbers_of_their_own(tmp_path: Path) -> None:
+    anchors = Anchors(tmp_path)
+    anchors.freeze(gold(4), 4)
+    names = anchors.pairs["pair_id"].to_pylist()
+    votes = votes_table(*(vote(name, "brief", order, 0.9) for name in names for order in ("ab", "ba")))
+
+    def keep(number: int) -> int:
+        return anchors.keep("brief", f"{number:064x}", votes, NOW.isoformat()).number
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(keep, range(24)))
+    assert sorted(numbers) == list(range(1, 25))
+    assert [one.number for one in anchors.askings("brief")] == list(range(1, 25))
 
 
 def asking(number: int, p: dict[str, float | None]) -> Asking:

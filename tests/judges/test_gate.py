@@ -16,7 +16,7 @@ from judges.aggregation.slots import slot_votes
 from judges.config import GateConfig
 from judges.gate import GateError, check_gate, decide, gold_agreement, label_entropy, panel_flips, table_of
 from judges.metrics import judge_report
-from store.tables import GOLD
+from store.schemas import GOLD
 
 from .votes_builder import pairs_table, vote, votes_table
 
@@ -144,6 +144,9 @@ def test_the_length_slope_finds_labels_made_of_length() -> None:
         assert found.value == pytest.approx(slope)
         assert found.low < found.value < found.high
         assert found.state == state
+        if state == "broken":
+            with pytest.raises(GateError, match=r"steeper than max_length_slope = 0\.\d"):
+                decide([found], None)
 
 
 def test_canaries_count_where_a_report_is_given() -> None:

@@ -20,7 +20,8 @@ from judges.judge import Judge
 from judges.pairs import pairs_to_table
 from judges.panel import judge_pairs
 from store.errors import RlaifError
-from store.tables import PAIRS, VOTES, read_table, write_table
+from store.schemas import PAIRS, VOTES
+from store.tables import read_table, write_table
 
 from .conftest import PROMPT, Folder, make_pair
 from .recording_server import CONCURRENCY, IN_FLIGHT, RecordingServer, finish, kill_after, start

@@ -138,9 +138,20 @@ def test_constitutions(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("principles: [Be true., Be kind.]")
     assert read_constitution(path) == ("Be true.", "Be kind.")
-    path.write_text("- 3")
-    with pytest.raises(UsageError, match="list of texts"):
-        read_constitution(path)
+    path.write_text("- {id: truth, text: ' Be true. '}\n- Be kind.")
+    assert read_constitution(path) == ("Be true.", "Be kind.")
+    for text, said in (
+        ("3", "list of texts"),
+        ("- 3", "the principle 3: give a text"),
+        ("- {id: truth}", "give a text, or a mapping of id and text"),
+        ("- {id: truth, text: ''}", "give a text, or a mapping"),
+        ("- {id: truth, text: Be true., weight: 2}", "give a text, or a mapping"),
+        ("- {id: truth, text: Be true.}\n- {id: truth, text: Be kind.}", "two principles with the id 'truth'"),
+        ("[]", "no principles"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            read_constitution(path)
     empty = tmp_path / "c.md"
     empty.write_text("Only prose.")
     with pytest.raises(UsageError, match="no principles"):

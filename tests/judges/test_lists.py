@@ -17,7 +17,8 @@ from judges.metrics import account
 from judges.pairs import Pair, pair_id
 from judges.panel import judge_pairs
 from judges.ratings import Rollout
-from store.tables import VOTES, conform
+from store.schemas import VOTES
+from store.tables import conform
 
 from .answering import Answer, Answering
 from .conftest import Folder

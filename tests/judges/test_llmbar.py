@@ -12,7 +12,8 @@ import pytest
 from judges.aggregation.methods import METHODS
 from judges.metrics import judge_accuracy, judge_report, label_accuracy
 from judges.parsing import parse_verdict
-from store.tables import GOLD, VOTES, conform
+from store.schemas import GOLD, VOTES
+from store.tables import conform
 
 from .votes_builder import vote
 

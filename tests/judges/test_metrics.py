@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from judges.metrics import (
     paired_accuracy,
     proportion,
     self_preference,
+    split_by_judge,
 )
 from judges.reports.accuracy import length_controlled
 from judges.reports.agreement import agree
@@ -104,6 +106,12 @@ def test_the_wilson_interval_is_wilsons() -> None:
     assert proportion(0, 0) == {"accuracy": None, "low": None, "high": None, "n": 0}
 
 
+def test_a_judge_that_was_renamed_is_one_judge() -> None:
+    rows = [vote("p1", "old", "ab", 0.9), vote("p1", "old", "ba", 0.8) | {"judge": "new"}]
+    tables = split_by_judge(votes_table(*rows))
+    assert {name: own.num_rows for name, own in tables.items()} == {"new": 2}
+
+
 def test_agreement() -> None:
     (row,) = agreement(VOTES)
     assert (row["judges"], row["agreement"], row["pairs"]) == (["j", "k"], 0.5, 2)
@@ -119,7 +127,20 @@ def test_kappa_is_cohens() -> None:
     assert (found["agreement"], found["pairs"]) == (0.7, 50)
     assert found["kappa"] == pytest.approx(0.4)
     assert agree({"p": "a"}, {"p": "a"})["kappa"] is None, "agreement was certain"
-    assert agree({"p": "a"}, {"q": "a"}) == {"agreement": None, "low": None, "high": None, "kappa": None, "pairs": 0}
+    assert set(agree({"p": "a"}, {"q": "a"}).values()) == {None, 0}
+
+
+@pytest.mark.parametrize("cells", [(20, 5, 10, 15), (400, 30, 20, 50), (3, 0, 1, 2), (10, 90, 80, 20)])
+def test_kappa_and_its_interval_are_those_of_the_libraries(cells: tuple[int, ...]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra labels")
+    rater = pytest.importorskip("statsmodels.stats.inter_rater", reason="needs the extra labels")
+    said = [pair for pair, count in zip(product("ab", "ab"), cells, strict=True) for _ in range(count)]
+    found = agree(*({str(n): pair[at] for n, pair in enumerate(said)} for at in (0, 1)))
+    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(*zip(*said, strict=True)), abs=1e-12)
+    if sum(cells) > 40:  # statsmodels has the interval of large samples (Fleiss, Cohen and Everitt 1969)
+        large = rater.cohens_kappa(np.reshape(cells, (2, 2)))
+        assert found["kappa_low"] == pytest.approx(large.kappa_low, abs=0.03)
+        assert found["kappa_high"] == pytest.approx(large.kappa_upp, abs=0.03)
 
 
 # Fagerland, Lydersen and Laake (2014), recommended tests and confidence intervals for paired binomial proportions:

@@ -16,7 +16,7 @@ from judges.modes.flaws import parse_flaws
 from judges.modes.listwise import parse_ranking
 from judges.prompts import neutralise
 from store.errors import UsageError
-from store.tables import Status
+from store.schemas import Status
 
 from .conftest import Folder
 

@@ -22,7 +22,7 @@ from judges.modes import Finding, find
 from judges.panel import Limits, Panel, judge_pairs
 from judges.votes import asks_about
 from store.errors import RlaifError, UsageError
-from store.tables import Status
+from store.schemas import Status
 
 from .conftest import KEY, PROMPT, Folder, Serve
 from .fault_server import FAULTS, GOOD, GOOD_WORDS, REFUSAL, SAID, Answer, FaultServer, completion

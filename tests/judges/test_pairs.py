@@ -10,7 +10,7 @@ import pytest
 
 from judges.pairs import make_pairs, pair_id, pairs_from_table, pairs_to_table
 from store.errors import UsageError
-from store.tables import GOLD, PROMPTS, ROLLOUTS
+from store.schemas import GOLD, PROMPTS, ROLLOUTS
 
 from .conftest import make_pair
 

@@ -23,7 +23,8 @@ from judges.requests import ORDERS
 from judges.scoring import Item, score_responses
 from judges.votes import asks_about, vote_id, vote_of
 from store.errors import RlaifError, UsageError
-from store.tables import VOTES, Status, conform
+from store.schemas import VOTES, Status
+from store.tables import conform
 
 from .conftest import Folder, make_pair
 

@@ -11,12 +11,13 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from judges.aggregation.gold import FOLDS
 from judges.judge import Judge, load_judge
-from judges.quality import FOLDS, features, fit_flaw_weights, quality
+from judges.quality import features, fit_flaw_weights, quality
 from judges.ratings import Rollout, rating_id, votes_from_ratings
 from judges.settings import Question
 from store.hashing import short_id
-from store.tables import GOLD, RATINGS
+from store.schemas import GOLD, RATINGS
 
 from .conftest import Folder, make_pair
 

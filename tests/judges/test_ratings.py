@@ -19,7 +19,8 @@ from judges.pairs import Pair
 from judges.panel import Limits, Panel, judge_pairs
 from judges.ratings import rate_rollouts, rating_report, rollouts_in, unique, votes_from_ratings
 from store.errors import RlaifError, UsageError
-from store.tables import RATINGS, VOTES, conform, read_table, write_table
+from store.schemas import RATINGS, VOTES
+from store.tables import conform, read_table, write_table
 
 from .answering import Answer, Answering
 from .conftest import Folder, make_pair

@@ -23,8 +23,9 @@ from judges.pairs import Pair, make_pairs, pair_id, pairs_from_table
 from judges.panel import Panel
 from judges.swiss import match, play
 from store.manifest import need_manifest
+from store.schemas import PAIRS, PROMPTS, ROLLOUTS, VOTES
 from store.stage import Progress, silent
-from store.tables import PAIRS, PROMPTS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 from .conftest import PROMPT, Folder
 from .recording_server import CONCURRENCY, IN_FLIGHT, RecordingServer, finish, kill_after, start

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from judges.pairs import Pair, pairs_to_table
 from judges.votes import vote_id
-from store.tables import VOTES
+from store.schemas import VOTES
 
 from .conftest import make_pair
 

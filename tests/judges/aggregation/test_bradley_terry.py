@@ -13,7 +13,8 @@ from judges.aggregation.bradley_terry import fit, rate_rollouts
 from judges.aggregation.labels import LABELS
 from judges.pairs import pairs_to_table
 from store.errors import UsageError
-from store.tables import ROLLOUT_RATINGS, conform
+from store.schemas import ROLLOUT_RATINGS
+from store.tables import conform
 
 from ..conftest import make_pair
 

@@ -15,7 +15,8 @@ from judges.aggregation.names import METHOD_NAMES
 from judges.judge import load_judge
 from judges.pairs import pairs_from_table
 from judges.panel import judge_pairs
-from store.tables import GOLD, VOTES, read_table
+from store.schemas import GOLD, VOTES
+from store.tables import read_table
 
 CALIBRATION = Path(__file__).resolve().parents[3] / "datasets" / "tiny" / "calibration.parquet"
 PAIRS, KNOWN = 120, 40

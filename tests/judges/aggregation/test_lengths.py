@@ -11,7 +11,7 @@ from scipy.special import expit
 from judges.aggregation.gold import anchors
 from judges.aggregation.lengths import LENGTH, with_lengths
 from judges.aggregation.stacked import StackedJudges, posterior
-from store.tables import PAIRS
+from store.schemas import PAIRS
 
 from .test_stacked import gold_of, labels, votes_of
 

@@ -110,6 +110,9 @@ def test_an_invalid_vote_carries_no_probability() -> None:
         ([vote("p1", "j", "ab", 0.9, "guessed")], "'guessed'"),
         ([vote("p1", "j", "first", 0.9)], "'first'"),
         ([vote("p1", "j", "ab", 0.9, winner="response 1")], "'response 1'"),
+        ([vote("p1", "j", "ab", 0.9, winner="b")], "p_a = 0.9 and the winner b, which contradict each other"),
+        ([vote("p1", "j", "ab", 0.1, winner="a")], "p_a = 0.1 and the winner a, which contradict each other"),
+        ([vote("p1", "j", "ab", None, "tie", winner="a")], "tie with p_a = None and the winner a"),
     ],
 )
 def test_corrupt_votes_are_named(rows: list[dict[str, object]], said: str) -> None:

@@ -13,7 +13,7 @@ from judges.aggregation.mean import MeanPreference
 from judges.aggregation.nonnegative import fit_weights
 from judges.aggregation.stacked import StackedJudges, best_temperature, left_out, likeness, posterior
 from store.errors import UsageError
-from store.tables import GOLD, VOTES
+from store.schemas import GOLD, VOTES
 
 
 def votes_of(p: np.ndarray, first_bias: np.ndarray | None = None) -> pa.Table:

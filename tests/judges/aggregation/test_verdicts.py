@@ -11,7 +11,7 @@ import pytest
 from judges.aggregation.mean import MeanPreference
 from judges.aggregation.verdicts import override, read_people
 from store.errors import UsageError
-from store.tables import VERDICTS
+from store.schemas import VERDICTS
 
 from ..votes_builder import pairs_table, vote, votes_table
 

@@ -9,7 +9,8 @@ import pytest
 
 from judges.aggregation.labels import LABELS
 from judges.preferences import MAX_MARGIN, REASONS, make_preferences, margin, split_of
-from store.tables import PREFERENCES, conform
+from store.schemas import PREFERENCES
+from store.tables import conform
 
 from ..votes_builder import pairs_table
 

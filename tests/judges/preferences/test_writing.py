@@ -15,7 +15,8 @@ from judges.preferences import make_preferences
 from judges.preferences.lineage import SAYS, digest, metadata
 from judges.preferences.sides import check_sides, sides_of
 from store.errors import UsageError
-from store.tables import PREFERENCES, VOTES, read_table, write_table
+from store.schemas import PREFERENCES, VOTES
+from store.tables import read_table, write_table
 
 from ..votes_builder import pairs_table, vote, votes_table
 
@@ -92,6 +93,8 @@ def test_votes_and_pairs_must_mean_the_same_sides() -> None:
         check_sides(turned, pairs)
     with pytest.raises(UsageError, match="pair p0 name different rollouts"):
         sides_of(pa.concat_tables([votes_table(row), ROWS.slice(1)]))
+    with pytest.raises(UsageError, match="pair p0 compare the rollout p0-b with itself"):
+        sides_of(votes_table({**row, "rollout_b": "p0-b"}))
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
