@@ -21,8 +21,8 @@ from audit.ledger import Ledger
 from audit.verdicts import Verdict
 from store.errors import WaitingError
 from store.hashing import short_id
+from store.schemas import GOLD, PAIRS
 from store.stage import Progress, silent
-from store.tables import GOLD, PAIRS
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ import pyarrow.compute as pc
 from audit.config import DoubtWeights
 from audit.opinions import Floats, Opinions
 from store.errors import UsageError
-from store.tables import Status
+from store.schemas import Status
 
 UNKNOWN = 0.5
 """The doubt about a pair on which no judge has an opinion."""

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from audit.answers import storable
 from store.errors import UsageError
 from store.files import explain_os_errors
-from store.tables import SCHEMA_VERSION, VERDICTS, Table, conform
+from store.schemas import SCHEMA_VERSION, VERDICTS, Table
+from store.tables import conform
 
 MAX_BYTES = 64 << 20
 """Largest file that is read: some 100,000 verdicts with long comments."""

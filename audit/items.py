@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from audit.draws import side, unit
 from store.files import write_text
 from store.hashing import short_id
-from store.tables import Table, write_table
+from store.schemas import Table
+from store.tables import write_table
 
 ITEMS = Table(
     "items",

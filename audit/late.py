@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 
 from audit.verdicts import Verdict, to_table
 from store.files import read_json
-from store.tables import PAIRS, SELECTION, VERDICTS, VOTES, Table, read_table
+from store.schemas import PAIRS, SELECTION, VERDICTS, VOTES, Table
+from store.tables import read_table
 
 
 @dataclass(frozen=True)

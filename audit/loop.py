@@ -31,7 +31,7 @@ from audit.verdicts import Verdict, from_table
 from store.errors import UsageError
 from store.files import read_json
 from store.hashing import short_id
-from store.tables import VERDICTS
+from store.schemas import VERDICTS
 
 
 def database_url(config: AuditConfig) -> str:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from store.errors import UsageError
-from store.tables import Status
+from store.schemas import Status
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -35,8 +35,8 @@ from audit.reliability import VALUE, answers_in_force, gold_answers, one_coin
 from audit.verdicts import Verdict
 from store.errors import UsageError
 from store.limits import AuditorLimits
+from store.schemas import Table
 from store.statistics import holm, newcombe
-from store.tables import Table
 
 INVERTED, GOLD, LEFT, FAST = "inverted", "gold", "left", "fast"
 BY_HAND = "by hand"

@@ -20,7 +20,7 @@ from audit.doubt import EQUAL, Flags, describe, estimated_error, explain
 from audit.draws import unit
 from audit.inclusion import Inclusion, inclusion
 from audit.opinions import Floats, Opinions
-from store.tables import SELECTION
+from store.schemas import SELECTION
 
 UNIFORM, TARGETED, NONE = "uniform", "targeted", "none"
 

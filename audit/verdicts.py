@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from store.tables import VERDICTS
+from store.schemas import VERDICTS
 
 
 @dataclass(frozen=True)

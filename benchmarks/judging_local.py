@@ -40,7 +40,8 @@ from judges.modes import find  # noqa: E402
 from judges.pairs import Pair, pairs_from_table  # noqa: E402
 from judges.votes import asks_about  # noqa: E402
 from store.resources import CONFIGS, DATASETS  # noqa: E402
-from store.tables import GOLD, read_table  # noqa: E402
+from store.schemas import GOLD  # noqa: E402
+from store.tables import read_table  # noqa: E402
 
 RATIO, DIFFERENCE = 3.0, 1e-4
 LONG = 2

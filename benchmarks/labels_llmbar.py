@@ -23,7 +23,8 @@ from judges.aggregation.labels import checked_votes
 from judges.aggregation.lengths import with_lengths
 from judges.aggregation.methods import METHODS
 from judges.aggregation.slots import over_orders, slot_votes
-from store.tables import GOLD, VOTES, conform
+from store.schemas import GOLD, VOTES
+from store.tables import conform
 
 Array = npt.NDArray[np.float64]
 

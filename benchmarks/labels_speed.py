@@ -23,7 +23,8 @@ from judges.aggregation.bradley_terry import rate_rollouts  # noqa: E402
 from judges.aggregation.labels import checked_votes  # noqa: E402
 from judges.aggregation.methods import METHODS  # noqa: E402
 from judges.preferences import make_preferences  # noqa: E402
-from store.tables import PAIRS, PREFERENCES, VOTES, read_table, write_table  # noqa: E402
+from store.schemas import PAIRS, PREFERENCES, VOTES  # noqa: E402
+from store.tables import read_table, write_table  # noqa: E402
 
 PAIRS_COUNT, JUDGES, PER_PROMPT = 100_000, 5, 6
 """Six pairs of four responses a prompt."""

@@ -24,7 +24,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.labels_speed import JUDGES, PAIRS_COUNT, pairs_of  # noqa: E402
 from benchmarks.simulated_panels import panel, votes_table  # noqa: E402
-from store.tables import GOLD, PAIRS, VOTES, write_table  # noqa: E402
+from store.schemas import GOLD, PAIRS, VOTES  # noqa: E402
+from store.tables import write_table  # noqa: E402
 
 GOLD_COUNT = 100
 RATIONALE = "The first response answers the question that was asked, and the second one only repeats part of it. "

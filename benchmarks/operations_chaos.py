@@ -42,7 +42,8 @@ from flows.specs import STAGES  # noqa: E402
 from judges.requests import ORDERS  # noqa: E402
 from store.files import read_json, read_lines, write_json  # noqa: E402
 from store.hashing import hash_path  # noqa: E402
-from store.tables import PAIRS, VOTES, read_table  # noqa: E402
+from store.schemas import PAIRS, VOTES  # noqa: E402
+from store.tables import read_table  # noqa: E402
 
 QUICK = {
     "sft.max_demonstrations": 32,

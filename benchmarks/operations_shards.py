@@ -31,8 +31,9 @@ from flows.shards.merge import open_parts, write_merged
 from judges.judge import load_judge
 from judges.pairs import pair_id
 from store.hashing import hash_file
+from store.schemas import PAIRS, VOTES
 from store.sharding import ShardsConfig
-from store.tables import PAIRS, VOTES, TableWriter
+from store.table_writer import TableWriter
 
 _RULES = {"version": 1, "rules": [{"name": "empty", "kind": "empty", "amount": 1.0}]}
 _BATCH = 4096

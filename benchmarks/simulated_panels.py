@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from scipy.special import expit
 
 from judges.aggregation.lengths import LENGTH
-from store.tables import GOLD, VOTES
+from store.schemas import GOLD, VOTES
 
 Array = npt.NDArray[np.float64]
 

@@ -10,7 +10,6 @@ events `drift`; `drift_events` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.config import AnchorsConfig
-from flows.plan import Step
+from flows.plan import Planned, Step
 from flows.workspace import Round
 from judges.config import load_judge
 from judges.drift import SEED, Anchors, Asking, Drift, anchors_of, drift, repeatable
 from judges.pairs import pairs_from_table
 from store.journal import Journal
 from store.manifest import Manifest, need_manifest, read_manifest
+from store.reasons import part_changes
 from store.resources import resolve
-from store.tables import GOLD, VOTES, read_table
-
-_SHOWN = 40
-"""Characters of a changed value that are shown."""
+from store.schemas import GOLD, VOTES
+from store.tables import read_table
 
 
 def keep_and_plan(round_: Round) -> Step | None:
@@ -58,6 +56,23 @@ def keep_and_plan(round_: Round) -> Step | None:
     limits = config.judge.model_dump(include=set(AnchorsConfig.model_fields))
     inputs = {"judge": left, "anchors": [str(anchors.path)]}
     return Step("anchors", inputs, AnchorsConfig(**limits), SEED, round_.stage("anchors")) if left else None
+
+
+def judges_to_ask(round_: Planned) -> tuple[list[str], int]:
+    """The judges that the step of `keep_and_plan` would ask if the judge stage were made now, and about how many
+    anchors at most; nothing is written."""
+    config, anchors = round_.config, anchors_of_round(round_)
+    if not config.drift.enabled or not (anchors.frozen or config.calibration):
+        return [], 0
+    gold = read_table(Path(resolve(config.calibration)), GOLD) if config.calibration else None
+    held = not anchors.frozen or _holds(gold, anchors.pairs)
+    loaded = {name: load_judge(name) for name in config.judges}
+    names = [
+        name
+        for name, judge in loaded.items()
+        if not (held and repeatable(judge)) and anchors.needs(judge.name, judge.digest)
+    ]
+    return names, anchors.pairs.num_rows if anchors.frozen else config.drift.anchors
 
 
 def keep_asked(round_: Round, step: Step) -> None:
@@ -100,18 +115,23 @@ def drift_events(journal: Journal) -> list[dict[str, Any]]:
     return list({event["judge"]: event for event in events}.values())
 
 
-def anchors_of_round(round_: Round) -> Anchors:
+def anchors_of_round(round_: Planned) -> Anchors:
     return Anchors(round_.folder.parent.parent / "anchors")
 
 
 def _on_all(anchors: pa.Table, gold: pa.Table | None, round_: Round) -> pa.Table:
     """The judge stage's votes on the anchors; none where the calibration pairs do not hold each of them as it was."""
     path = round_.stage("judge") / "calibration_votes.parquet"
-    known = {pair.pair_id: pair for pair in pairs_from_table(gold)} if gold is not None and path.exists() else {}
-    if any(known.get(pair.pair_id) != pair for pair in pairs_from_table(anchors)):
+    if not path.exists() or not _holds(gold, anchors):
         return VOTES.schema.empty_table()
     votes = read_table(path, VOTES)
     return votes.filter(pc.is_in(votes["pair_id"], value_set=anchors["pair_id"].combine_chunks()))
+
+
+def _holds(gold: pa.Table | None, anchors: pa.Table) -> bool:
+    """Whether each anchor is among the calibration pairs as it was."""
+    known = {pair.pair_id: pair for pair in pairs_from_table(gold)} if gold is not None else {}
+    return all(known.get(pair.pair_id) == pair for pair in pairs_from_table(anchors))
 
 
 def _source(round_: Round, manifest: Manifest) -> str:
@@ -126,23 +146,8 @@ def _keep(anchors: Anchors, judge: str, digest: str, votes: pa.Table, source: st
 def _tell(journal: Journal, now: Asking, before: Asking | None, previous: Drift | None, first: Drift | None) -> None:
     details: dict[str, Any] = {"number": now.number, "fingerprint": now.fingerprint, "asked_at": now.asked_at}
     if before is not None and previous is not None:
-        details["changed"] = changes(before.parts, now.parts)
+        known = before.parts and now.parts  # of an asking by an earlier version they are not
+        details["changed"] = part_changes(before.parts, now.parts) if known else []
         details["previous"] = previous.to_json()
         details["first"] = first.to_json() if first is not None else None
     journal.write("drift", judge=now.judge, **details)
-
-
-def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What differs between the parts of two fingerprints; empty too where those of one are not known."""
-    if not old or not new:
-        return []
-    return [
-        _change(name, old.get(name), new.get(name)) for name in sorted({*old, *new}) if old.get(name) != new.get(name)
-    ]
-
-
-def _change(name: str, old: str | None, new: str | None) -> str:
-    if old is None or new is None:
-        return f"{name} {'added' if old is None else 'removed'}"
-    # A hash says nothing to a person; a short value does.
-    return name if len(old) == len(new) == 64 else f"{name} {old[:_SHOWN]} -> {new[:_SHOWN]}"

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -35,11 +35,11 @@ def quiet_prefect(home: Path) -> None:
 
 
 @contextmanager
-def prefect_api(home: Path, port: int | None = None) -> Iterator[str]:
+def prefect_api(home: Path, port: int | None = None, meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
     """Yield the URL of a healthy API, with PREFECT_API_URL set to it. A local server ends with the block.
 
-    `port`: of a local server; a free one without. Raises TransientError where a named server does not answer,
-    UsageError where the port is taken.
+    `port`: of a local server; a free one without. `meanwhile` is called while a local server starts. Raises
+    TransientError where a named server does not answer, UsageError where the port is taken.
     """
     url = os.environ.get("PREFECT_API_URL")
     if url:
@@ -50,7 +50,7 @@ def prefect_api(home: Path, port: int | None = None) -> Iterator[str]:
         with _explain_loss(url):
             yield url
         return
-    with _local_server(home, port) as url:
+    with _local_server(home, port, meanwhile) as url:
         os.environ["PREFECT_API_URL"] = url
         _read_settings_again()
         try:
@@ -63,14 +63,43 @@ def prefect_api(home: Path, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def _explain_loss(url: str) -> Iterator[None]:
-    """A server that goes in the middle of a run is one sentence too. What the stages made does not depend on it."""
+    """A server that goes, or fails, in the middle of a run is one sentence too. What the stages made does not depend on
+    it."""
     try:
         yield
-    except httpx.TransportError as error:
-        raise TransientError(
-            f"The Prefect API {url} stopped answering ({type(error).__name__}): stages that were finished are kept. "
-            "When it is back, the same rlaif run goes on from there."
-        ) from error
+    except RlaifError:
+        raise
+    except Exception as error:
+        if (explained := _explained(_http_error(error), url)) is None:
+            raise
+        raise explained from error
+
+
+def _http_error(error: BaseException | None) -> httpx.HTTPError | None:
+    """What went wrong with a request; Prefect's client hides it in the cause of errors of its own."""
+    while error is not None and not isinstance(error, httpx.HTTPError):
+        error = error.__cause__
+    return error
+
+
+def _explained(error: httpx.HTTPError | None, url: str) -> RlaifError | None:
+    """One sentence; None for what is no failure of the API at `url`."""
+    kept = "stages that were finished are kept. When it is back, the same rlaif run goes on from there."
+    if isinstance(error, httpx.TransportError):
+        return TransientError(f"The Prefect API {url} stopped answering ({type(error).__name__}): {kept}")
+    if not isinstance(error, httpx.HTTPStatusError) or not str(error.request.url).startswith(url.rstrip("/")):
+        return None
+    code = error.response.status_code
+    if code in (401, 403):
+        return UsageError(
+            f"The Prefect API {url} refuses this user ({code}): set PREFECT_API_AUTH_STRING=user:password."
+        )
+    if code < 500:
+        return None
+    return TransientError(
+        f"The Prefect API {url} answers with {code}, also when asked again (its log says why; most often its database "
+        f"is locked): {kept}"
+    )
 
 
 def _read_settings_again() -> None:
@@ -82,7 +111,7 @@ def _read_settings_again() -> None:
 
 
 @contextmanager
-def _local_server(home: Path, port: int | None) -> Iterator[str]:
+def _local_server(home: Path, port: int | None, meanwhile: Callable[[], object]) -> Iterator[str]:
     port = _free_port(port)
     url = f"http://127.0.0.1:{port}/api"
     log = home / "server.log"
@@ -103,6 +132,7 @@ def _local_server(home: Path, port: int | None) -> Iterator[str]:
         server = spawn(command, env=environment, stdout=output, stderr=output)
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
+            meanwhile()
             while not _healthy(url):
                 if server.poll() is not None:
                     raise TransientError(

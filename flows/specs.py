@@ -173,7 +173,7 @@ STAGES = {
             ),
             "flows.stages.aggregate:run",
             heavy=False,
-            version=3,
+            version=4,
         ),
         StageSpec(
             "reward",
@@ -187,7 +187,7 @@ STAGES = {
             ),
             "flows.stages.reward:run",
             heavy=True,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "ppo",

@@ -23,7 +23,7 @@ import yaml
 
 from flows.bucket import Remote
 from flows.config import RoundConfig
-from flows.policies.registry import Registry, check_policy
+from flows.policies.registry import Registry, check_policy, inside
 from store.config import load
 from store.errors import RlaifError, UsageError
 from store.files import explain_os_errors, read_json, write_json, write_text
@@ -128,8 +128,10 @@ class Workspace:
         return cls(root.resolve(), remote)
 
     def rounds(self) -> list[Round]:
-        folders = sorted(path for path in (self.root / "rounds").glob("[0-9]*") if (path / "round.json").is_file())
-        return [Round(int(path.name), path) for path in folders]
+        """By number. Anything else in the folder, such as a copy that somebody made of a round, is none."""
+        folders = [path for path in (self.root / "rounds").glob("[0-9]*") if path.name.isdecimal()]
+        found = [Round(int(path.name), path) for path in folders if (path / "round.json").is_file()]
+        return sorted(found, key=lambda round_: round_.number)
 
     def last_round(self) -> Round | None:
         rounds = self.rounds()
@@ -146,10 +148,10 @@ class Workspace:
         audits = [path for r in self.rounds() if ((path := r.stage("audit")) / "asked.json").is_file()]
         start = {
             "round": number,
-            "policy": _inside(self.root, champion["policy"]) if champion else config.policy,
+            "policy": inside(self.root, champion["policy"]) if champion else config.policy,
             "tuned": champion is not None,
-            "replayed": [_inside(self.root, str(path)) for path in tables],
-            "audits": [_inside(self.root, str(path)) for path in audits],
+            "replayed": [inside(self.root, str(path)) for path in tables],
+            "audits": [inside(self.root, str(path)) for path in audits],
         }
         return number, start
 
@@ -220,12 +222,6 @@ def _start(root: Path, value: dict[str, Any]) -> Start:
     )
 
 
-def _inside(root: Path, name: str) -> str:
-    """A path below the workspace as a relative one, so that a workspace can be moved; any other name as it is."""
-    path = Path(name)
-    return str(path.relative_to(root)) if path.is_absolute() and path.is_relative_to(root) else name
-
-
 def _outside(root: Path, name: str) -> str:
-    """What `_inside` made relative, as an absolute path again."""
+    """What `inside` made relative, as an absolute path again."""
     return str(root / name) if (root / name).exists() and not name.startswith(PREFIX) else name

@@ -27,7 +27,7 @@ from audit.queue.tables import batches, items, users, verdicts
 from store.errors import UsageError
 from store.files import atomic_write
 from store.hashing import short_id
-from store.tables import VERDICTS
+from store.schemas import VERDICTS
 
 _SIDES = (("response_a", "response_b"), ("chosen", "rejected"))
 _PROBABILITIES = "inclusion_probability"

@@ -122,7 +122,8 @@ class Remote:
             OPEN[self.root] = self._session
             try:
                 self.fetch_records()
-                last = max((path.name for path in (self.root / "rounds").glob("[0-9]*")), default="")
+                names = (path.name for path in (self.root / "rounds").glob("[0-9]*") if path.name.isdecimal())
+                last = max(names, key=int, default="")
                 for key in self.stages() if start else ():
                     wanted = key.endswith(("/aggregate", "/audit")) or self._champion().startswith(f"{key}/")
                     if wanted or key.startswith(f"rounds/{last}/"):

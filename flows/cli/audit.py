@@ -1,101 +1,21 @@
-"""`rlaif audit`: the server where people compare pairs, its accounts, and its data in and out."""
+"""`rlaif audit`: the server where people compare pairs, and its data in and out."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from functools import partial, update_wrapper
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-from audit.config import AuditConfig
 from audit.queue.model import MAX_OVERLAP, Guidelines, Kind, Role
+from flows.cli.audit_accounts import tokens, users
+from flows.cli.audit_database import database_command, now, open_database, open_people, url_of
 from flows.cli.output import Output
-from store.config import parse
 from store.errors import UsageError
 from store.hashing import hash_file
-
-if TYPE_CHECKING:
-    from audit.queue.database import Database
-    from audit.queue.people import People
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _where(function: F) -> F:
-    """The options that say which database is meant."""
-    for option in (
-        click.option(
-            "--database-env", metavar="NAME", help="Environment variable that holds its URL, for one with a password."
-        ),
-        click.option("--database", help="SQLite file, or URL without a password, in place of the workspace's."),
-        click.option(
-            "--workspace",
-            type=click.Path(path_type=Path),
-            default=Path("workspace"),
-            show_default=True,
-            envvar="RLAIF_WORKSPACE",
-            help="Workspace whose queue is meant.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _url(workspace: Path, database: str | None, database_env: str | None) -> str:
-    if database is None and database_env is None:
-        from flows.inspection.audited import workspace_database  # loads scipy
-
-        return workspace_database(workspace)
-    from audit.loop import database_url
-
-    given = {"database": database, "database_env": database_env}
-    return database_url(parse(AuditConfig, given, source="--database"))
-
-
-@contextmanager
-def _open(where: dict[str, Any], create: bool = False) -> Iterator[Database]:
-    """The database; `create` makes or migrates it, which only commands do that put something in."""
-    from audit.queue.database import Database
-
-    database = Database(_url(**where))
-    try:
-        if create:
-            database.migrate()
-        else:
-            database.check_version()
-        yield database
-    finally:
-        database.close()
-
-
-@contextmanager
-def _people(where: dict[str, Any], create: bool = False) -> Iterator[People]:
-    from audit.queue.people import People
-
-    with _open(where, create) as database:
-        yield People(database, _now)
-
-
-def _command(group: click.Group, name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command of `group` with the options of `_where`, given to the function as the dict `where`."""
-
-    def decorate(function: Callable[..., None]) -> click.Command:
-        def call(workspace: Path, database: str | None, database_env: str | None, **given: Any) -> None:
-            function({"workspace": workspace, "database": database, "database_env": database_env}, **given)
-
-        return group.command(name)(_where(update_wrapper(call, function)))
-
-    return decorate
 
 
 @click.group()
@@ -103,17 +23,11 @@ def audit() -> None:
     """Let people compare pairs: serve the pages, make accounts, move items and verdicts in and out."""
 
 
-@audit.group()
-def users() -> None:
-    """Accounts: auditors answer, leads see progress and settle disagreements, admins see and do all."""
+audit.add_command(users)
+audit.add_command(tokens)
 
 
-@audit.group()
-def tokens() -> None:
-    """Tokens for programs that use the API."""
-
-
-@_command(audit, "serve")
+@database_command(audit, "serve")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8321, show_default=True, help="0 picks a free one.")
 @click.option("--public-url", help="Where people reach it, such as https://audit.example.org; needed off this machine.")
@@ -151,7 +65,7 @@ def serve(
             raise UsageError("Single sign-on needs all of --oidc-issuer, --oidc-client-id and --oidc-secret-env.")
         oidc = Oidc(oidc_issuer, oidc_client_id, oidc_secret_env)
     settings = WebSettings(
-        _url(**where),
+        url_of(**where),
         host=host,
         port=port,
         public_url=public_url,
@@ -162,7 +76,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    with _people(where, create=True) as people:
+    with open_people(where, create=True) as people:
         if not any(user.role is Role.ADMIN and not user.disabled for user in people.all()):
             command = f"rlaif audit users add NAME --role admin{_same(where)}"
             click.echo(f"There is no admin yet. Make the first one with: {command}", err=True)
@@ -181,136 +95,7 @@ def _same(where: dict[str, Any]) -> str:
     return "".join(named) or f" --workspace {where['workspace']}"
 
 
-# people
-
-
-def _password(from_stdin: bool) -> str:
-    """Asked twice without showing it, or a line of standard input; never an argument, which others could see."""
-    if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
-    if not sys.stdin.isatty():
-        raise UsageError("There is no terminal to ask for a password: give it on standard input, --password-stdin.")
-    password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    return password
-
-
-_from_stdin = click.option("--password-stdin", is_flag=True, help="Read the password from a line of standard input.")
-_role = click.Choice([role.value for role in Role])
-
-
-@_command(users, "add")
-@click.argument("name")
-@click.option("--role", type=_role, default="auditor", show_default=True)
-@_from_stdin
-@click.option("--no-password", is_flag=True, help="For who signs in with tokens or single sign-on alone.")
-def add(where: dict[str, Any], name: str, role: str, password_stdin: bool, no_password: bool) -> None:
-    """Make the account NAME. The password is asked for twice."""
-    password = None if no_password else _password(password_stdin)
-    with _people(where, create=True) as people:
-        user = people.add(name, Role(role), password)
-    click.echo(f"{user.name} is there as {user.role}.")
-
-
-@_command(users, "disable")
-@click.argument("name")
-def disable(where: dict[str, Any], name: str) -> None:
-    """Lock NAME out at once, sessions and tokens included. Verdicts stay."""
-    with _people(where) as people:
-        click.echo(f"{people.disable(name).name} is disabled.")
-
-
-@_command(users, "enable")
-@click.argument("name")
-def enable(where: dict[str, Any], name: str) -> None:
-    """Let NAME in again."""
-    with _people(where) as people:
-        click.echo(f"{people.enable(name).name} is enabled.")
-
-
-@_command(users, "reset")
-@click.argument("name")
-@_from_stdin
-def reset(where: dict[str, Any], name: str, password_stdin: bool) -> None:
-    """Give NAME a new password and end all sessions."""
-    with _people(where) as people:
-        people.get(name)  # an unknown name is said before a password is typed twice
-        user = people.reset(name, _password(password_stdin))
-    click.echo(f"{user.name} has a new password.")
-
-
-@_command(users, "list")
-def list_users(where: dict[str, Any]) -> None:
-    """List the accounts."""
-    with _people(where) as people:
-        rows = [
-            [
-                user.name,
-                user.role.value,
-                "disabled" if user.disabled else "quarantined" if user.quarantined is not None else "active",
-                "simulated" if user.simulated else "person",
-                _day(user.created_at),
-            ]
-            for user in people.all()
-        ]
-    Output().table(["name", "role", "state", "kind", "since"], rows)
-
-
-@_command(tokens, "create")
-@click.argument("name")
-@click.option("--label", required=True, help="What it is for.")
-@click.option(
-    "--scope",
-    "scopes",
-    multiple=True,
-    required=True,
-    type=click.Choice(["claim", "submit", "read", "export", "import", "admin"]),
-    help="What it may do; once for each.",
-)
-@click.option("--days", type=click.IntRange(1, 366), default=90, show_default=True, help="Days until it expires.")
-def create_token(where: dict[str, Any], name: str, label: str, scopes: tuple[str, ...], days: int) -> None:
-    """Make a token for NAME and print it, this once."""
-    from audit.queue.people import Scope
-
-    with _people(where) as people:
-        secret, token = people.create_token(name, label, [Scope(scope) for scope in scopes], timedelta(days=days))
-    click.echo(
-        f"Token {token.id} of {token.user.name}, until {_day(token.expires_at)}; it is not shown again:", err=True
-    )
-    click.echo(secret)
-
-
-@_command(tokens, "list")
-@click.argument("name", required=False)
-def list_tokens(where: dict[str, Any], name: str | None) -> None:
-    """List the tokens, of NAME or of everybody. Their secrets are not kept."""
-    with _people(where) as people:
-        rows = [
-            [
-                token.id,
-                token.user.name,
-                token.label,
-                " ".join(sorted(token.scopes)),
-                "revoked" if token.revoked_at else "expired" if token.expires_at <= _now() else "active",
-                _day(token.expires_at),
-            ]
-            for token in people.tokens(name)
-        ]
-    Output().table(["id", "user", "label", "scopes", "state", "expires"], rows)
-
-
-@_command(tokens, "revoke")
-@click.argument("token_id")
-def revoke_token(where: dict[str, Any], token_id: str) -> None:
-    """Revoke a token by its id, from `tokens list`."""
-    with _people(where) as people:
-        people.revoke_token(token_id)
-    click.echo(f"Token {token_id} is revoked.")
-
-
-# data
-
-
-@_command(audit, "import")
+@database_command(audit, "import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the batch [default: the file's].")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), default="pair", show_default=True)
@@ -336,24 +121,25 @@ def import_items(
         raise UsageError(f"The file {file} does not exist: check the path.")
     items = read_items(file, Kind(kind))
     texts = Guidelines(*_text(guidelines), *_text(constitution))
-    with _open(where, create=True) as database:
-        Queue(database, _now).add_batch(name or file.stem, items, overlap, texts, quota)
+    with open_database(where, create=True) as database:
+        Queue(database, now).add_batch(name or file.stem, items, overlap, texts, quota)
     click.echo(f"{len(items)} items are in the batch {name or file.stem}.")
 
 
-@_command(audit, "export")
+@database_command(audit, "export")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--batch", help="Name or id of one batch [default: all].")
 def export(where: dict[str, Any], file: Path, batch: str | None) -> None:
     """Write the verdicts to FILE: .parquet, or .csv in which no cell can act as a formula."""
     from audit.queue.exchange import export_verdicts, write_csv
     from audit.queue.queue import Queue
-    from store.tables import VERDICTS, write_table
+    from store.schemas import VERDICTS
+    from store.tables import write_table
 
     if file.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{file} is neither .parquet nor .csv: give it one of these endings.")
-    with _open(where) as database:
-        known = {name: one.batch_id for one in Queue(database, _now).batches() for name in (one.name, one.batch_id)}
+    with open_database(where) as database:
+        known = {name: one.batch_id for one in Queue(database, now).batches() for name in (one.name, one.batch_id)}
         if batch is not None and batch not in known:
             raise UsageError(f"There is no batch {batch!r}: `rlaif audit status` lists them.")
         table = export_verdicts(database, None if batch is None else known[batch])
@@ -364,15 +150,15 @@ def export(where: dict[str, Any], file: Path, batch: str | None) -> None:
     click.echo(f"{table.num_rows} verdicts are in {file}.")
 
 
-@_command(audit, "status")
+@database_command(audit, "status")
 def status(where: dict[str, Any]) -> None:
     """Show the batches and how far they are, and how many people there are."""
     from audit.queue.people import People
     from audit.queue.queue import Queue
 
-    with _open(where) as database:
-        batches = Queue(database, _now).batches()
-        people = [user for user in People(database, _now).all() if not user.disabled]
+    with open_database(where) as database:
+        batches = Queue(database, now).batches()
+        people = [user for user in People(database, now).all() if not user.disabled]
         name = database.name
     output = Output()
     output.line(f"{name}: {len(people)} accounts, {sum(user.simulated for user in people)} of them simulated")
@@ -394,24 +180,24 @@ def status(where: dict[str, Any]) -> None:
         output.table(columns, rows, numbers=("gold", "places open", "held", "skips"))
 
 
-@_command(audit, "backup")
+@database_command(audit, "backup")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(where: dict[str, Any], file: Path) -> None:
     """Write a consistent copy of the database to FILE, while people go on."""
     if file.exists():
         raise UsageError(f"{file} is there already: give a new name, so that no earlier backup is lost.")
-    with _open(where) as database:
+    with open_database(where) as database:
         database.backup(file)
     click.echo(f"The backup is {file}.")
 
 
-@_command(audit, "restore")
+@database_command(audit, "restore")
 @click.argument("file", type=click.Path(path_type=Path))
 def restore(where: dict[str, Any], file: Path) -> None:
     """Fill an empty database from a backup. One that holds data is left as it is, and said so."""
     from audit.queue.database import Database
 
-    database = Database(_url(**where))
+    database = Database(url_of(**where))
     try:
         database.restore(file)
     finally:
@@ -419,21 +205,21 @@ def restore(where: dict[str, Any], file: Path) -> None:
     click.echo(f"{database.name} holds what {file} held.")
 
 
-@_command(audit, "retain")
+@database_command(audit, "retain")
 @click.option("--days", type=click.IntRange(0), required=True, help="Age since the batch was closed.")
 def retain(where: dict[str, Any], days: int) -> None:
     """Delete the prompts and responses of batches that were closed longer ago. Verdicts stay."""
     from audit.queue.retention import forget_texts
 
-    with _open(where) as database:
-        count = forget_texts(database, _now, timedelta(days=days))
+    with open_database(where) as database:
+        count = forget_texts(database, now, timedelta(days=days))
     click.echo(f"The texts of {count} items are deleted; their verdicts stay.")
 
 
-@_command(audit, "migrate")
+@database_command(audit, "migrate")
 def migrate(where: dict[str, Any]) -> None:
     """Make the tables, or bring them up to this version, data kept."""
-    with _open(where, create=True) as database:
+    with open_database(where, create=True) as database:
         click.echo(f"{database.name} is up to date.")
 
 
@@ -463,7 +249,3 @@ def _text(path: Path | None) -> tuple[str, str]:
         return hash_file(path)[:8], path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The file {path} cannot be read ({error}): check the path.") from error
-
-
-def _day(time: datetime) -> str:
-    return f"{time:%Y-%m-%d}"

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from flows.cli.display import BarProgress
+from flows.cli.options import workspace_option
 from flows.cli.output import Output, write_json
 from flows.config import RoundConfig
 from flows.inspection.monitor import look as look_at_champion
@@ -31,21 +32,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 _NEVER = "never"
 
-_workspace = click.option(
-    "--workspace",
-    type=click.Path(path_type=Path),
-    default=Path("workspace"),
-    show_default=True,
-    envvar="RLAIF_WORKSPACE",
-    help="Folder of rounds and registry.",
-)
-
 
 def _what(function: F) -> F:
     """The options that say what is registered."""
     options = (
         click.argument("config", required=False),
-        _workspace,
+        workspace_option,
         click.option("--name", help="Name of the deployments  [default: the workspace folder's]."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a config key."),
         click.option("--cron", default="0 2 * * *", show_default=True, help="When a round runs; never: by hand."),
@@ -201,7 +193,7 @@ def _tell(names: list[str], plan: Plan) -> None:
 
 
 @click.command()
-@_workspace
+@workspace_option
 @click.option("--keep-rounds", type=click.IntRange(1), default=5, show_default=True, help="Last rounds kept whole.")
 @click.option("--keep-looks-days", type=click.FloatRange(0), default=30, show_default=True, help="Age of looks.")
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
@@ -225,7 +217,7 @@ def retain(workspace: Path, keep_rounds: int, keep_looks_days: float, dry_run: b
 
 
 @click.command()
-@_workspace
+@workspace_option
 @click.option("--prompts", type=click.IntRange(1), default=32, show_default=True, help="Drawn; two responses each.")
 @click.option("--judge", "judges", multiple=True, help="Judge, once for each  [default: the last round's].")
 def look(workspace: Path, prompts: int, judges: tuple[str, ...]) -> None:

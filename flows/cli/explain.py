@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from flows.cli.options import workspace_option
 from flows.cli.output import Output, number, short, write_json
 from flows.inspection.explain import explain as explained
 from flows.workspace import Workspace
@@ -18,14 +19,7 @@ Figures = Mapping[str, Any]
 
 @click.command()
 @click.argument("pair_id")
-@click.option(
-    "--workspace",
-    type=click.Path(path_type=Path),
-    default=Path("workspace"),
-    show_default=True,
-    envvar="RLAIF_WORKSPACE",
-    help="Folder of rounds and registry.",
-)
+@workspace_option
 @click.option("--round", "round_number", type=int, help="Round; the last one that judged the pair if not given.")
 @click.option("--prompts/--no-prompts", default=True, show_default=True, help="Show the judges' whole prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output, with all texts.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.cli.output import Output, money, write_json
+from flows.cli.output import Output, length, money, write_json
 from flows.config import RoundConfig
 from flows.launch.dry_run import Forecast, draft, forecast
 from flows.report.text import NOTHING
@@ -63,10 +63,7 @@ def _money(value: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return _UNKNOWN
-    whole = round(seconds)
-    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{seconds / 3600:.1f} h"
+    return _UNKNOWN if seconds is None else length(seconds)
 
 
 def _as_json(number: int, found: list[Forecast]) -> dict[str, Any]:

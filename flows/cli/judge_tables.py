@@ -130,14 +130,14 @@ def show_comparison(out: Output, found: Figures) -> None:
     out.table(("", *names), [(label, *map(write, sides)) for label, write in _SIDES], numbers=names)
     agreement = found["agreement"]
     out.heading("Between them")
-    kappa = number(agreement["kappa"])
+    kappa = "-" if agreement["kappa"] is None else f"{agreement['kappa_low']:.3f} to {agreement['kappa_high']:.3f}"
     rows = [
         (
             f"agreement, on {agreement['pairs']} pairs that both decided",
             percent(agreement["agreement"]),
             _range(agreement),
         ),
-        ("Cohen's kappa", kappa, ""),
+        ("Cohen's kappa", number(agreement["kappa"]), kappa),
     ]
     difference = found["accuracy_difference"]
     if difference and difference["n"]:

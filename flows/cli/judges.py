@@ -22,7 +22,8 @@ from judges.prompts import WELL_KNOWN_SPECIALS
 from judges.settings import LOCAL, OpenAISettings
 from store.errors import RlaifError, UsageError
 from store.resources import PREFIX, resolve
-from store.tables import GOLD, PAIRS, read_table
+from store.schemas import GOLD, PAIRS
+from store.tables import read_table
 
 CALIBRATION = f"{PREFIX}tiny/calibration.parquet"
 

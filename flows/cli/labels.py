@@ -12,6 +12,7 @@ import click
 
 from flows.cli.display import BarProgress
 from flows.cli.output import Output, between, number, percent, write_json
+from judges.aggregation.names import DIAGNOSTICS
 
 Figures = Mapping[str, Any]
 
@@ -27,11 +28,20 @@ def labels() -> None:
 @labels.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--sway", "swayed", is_flag=True, help="Also how much slot and length sway the votes; reads them again.")
+@click.option(
+    "--panel", "whole_panel", is_flag=True, help="Also kappa, alpha and AC1 of all judges; reads the votes again."
+)
+@click.option(
+    "--diagnose",
+    type=click.Choice(DIAGNOSTICS),
+    help="Also whom an unsupervised label model believes; reads the votes again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def report(folder: Path, swayed: bool, as_json: bool) -> None:
+def report(folder: Path, swayed: bool, whole_panel: bool, diagnose: str | None, as_json: bool) -> None:
     """Show what the stage aggregate made: votes, agreement, weights, confidence, what was dropped, groups, the gate.
 
-    FOLDER is its output: --out of rlaif stage aggregate, or rounds/001/aggregate of a workspace.
+    FOLDER is its output: --out of rlaif stage aggregate, or rounds/001/aggregate of a workspace. --panel and --diagnose
+    need pip install 'rlaif[labels]'.
     """
     from judges.preferences.report import label_report
 
@@ -40,6 +50,14 @@ def report(folder: Path, swayed: bool, as_json: bool) -> None:
         from judges.preferences.sway import sway
 
         found["sway"] = sway(folder)
+    if whole_panel:
+        from flows.inspection.panel import panel_agreement
+
+        found["panel"] = panel_agreement(folder)
+    if diagnose:
+        from flows.inspection.panel import diagnosis
+
+        found["diagnosis"] = diagnosis(folder, diagnose)
     if as_json:
         write_json(found)
     else:
@@ -115,8 +133,12 @@ def show_report(out: Output, found: Figures) -> None:
         out.line(f"being twice as long: {number(math.log(2) * found['length_weight'])} log-odds beside the votes")
     if found["agreement"]:
         out.heading("Agreement between judges")
-        head = ("judges", "agreement", "95 % interval", "kappa", "pairs")
+        head = ("judges", "agreement", "95 % interval", "kappa", "95 % interval", "pairs")
         out.table(head, [_agreement(row) for row in found["agreement"]], numbers=("agreement", "kappa", "pairs"))
+    if "panel" in found:
+        _panel(out, found["panel"])
+    if "diagnosis" in found:
+        _diagnosis(out, found["diagnosis"])
     if "sway" in found:
         out.heading("What sways the votes, beside the responses")
         what = {"slot": "shown first rather than second", "length": "twice as long"}
@@ -132,10 +154,17 @@ def show_report(out: Output, found: Figures) -> None:
     _confidence(out, found["confidence"])
     out.heading("Preferences")
     _preferences(out, found)
+    if found["ratings_warning"]:
+        out.line(found["ratings_warning"])
     if found["verdicts"]:
         out.heading("Verdicts of people")
         rows = [(name.replace("_", " "), count) for name, count in found["verdicts"].items()]
         out.table(("", "count"), [*rows, ("against the judges", found["people_against_judges"])], numbers=("count",))
+        auditors = found["auditors"] or {}
+        for auditor, reasons in auditors.get("quarantined", {}).items():
+            out.line(f"set aside: {auditor}, {', '.join(reasons)}")
+        if auditors.get("verdicts_set_aside"):
+            out.line(f"{auditors['verdicts_set_aside']} of {auditors['verdicts']} verdicts with them")
     if found["gate"]:
         from judges.gate import Check, table_of  # loads numpy, which few commands need
 
@@ -145,9 +174,35 @@ def show_report(out: Output, found: Figures) -> None:
             out.line(f"not passed, and overridden: {found['gate']['override']}")
 
 
-def _agreement(row: Figures) -> tuple[str, str, str, str, int]:
+def _agreement(row: Figures) -> tuple[str, str, str, str, str, int]:
     interval = between(row["low"], row["high"])
-    return " and ".join(row["judges"]), percent(row["agreement"]), interval, number(row["kappa"]), row["pairs"]
+    # A stage of an older version has kappa without its interval.
+    kappa = _range({"low": row.get("kappa_low"), "high": row.get("kappa_high")})
+    return " and ".join(row["judges"]), percent(row["agreement"]), interval, number(row["kappa"]), kappa, row["pairs"]
+
+
+def _panel(out: Output, found: Figures) -> None:
+    out.heading("Agreement of the whole panel")
+    names = {"cohen": "Cohen's kappa", "fleiss": "Fleiss' kappa", "alpha": "Krippendorff's alpha", "ac1": "Gwet's AC1"}
+    rows = [
+        (title, number(one["value"]), _range(one), one["items"])
+        for name, title in names.items()
+        if (one := found[name]) is not None
+    ]
+    observed = ("votes on one pair that agree", percent(found["observed"]), "", found["items"])
+    out.table(("", "value", "95 % interval", "pairs"), [observed, *rows], numbers=("value", "pairs"))
+
+
+def _diagnosis(out: Output, found: Figures) -> None:
+    out.heading(f"Whom {found['model']} believes, from the votes alone")
+    rows = [
+        (name, percent(one["believed"]), percent(one["gold"]), one["gold_pairs"] or 0)
+        for name, one in found["judges"].items()
+    ]
+    head = ("judge", "votes right, it believes", "by gold", "gold pairs")
+    out.table(head, rows, numbers=head[1:])
+    same = found["same_winner"]
+    out.line(f"the labels' winner on {percent(same['accuracy'])} of {same['n']} pairs; it has no part in them")
 
 
 def _confidence(out: Output, bins: list[Figures]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from prometheus_client import generate_latest
 
-from flows.cli.registry import workspace_option
+from flows.cli.options import workspace_option
 from flows.telemetry.metrics import ROUNDS, registry, serve, write_textfile
 from store.errors import UsageError
 

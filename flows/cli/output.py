@@ -83,6 +83,12 @@ def seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
+def length(seconds: float) -> str:
+    """A time that people wait, in whole seconds or minutes, or in hours."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
+
+
 def short(text: str | None, limit: int = 160) -> str:
     """One inert line of an untrusted text."""
     return NOTHING if text is None else shorten(text, limit)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from flows.cli.options import workspace_option
 from flows.cli.output import Output, between, number, write_json
 from flows.policies.candidates import candidate
 from flows.policies.export import export as export_model
@@ -16,14 +17,6 @@ from flows.policies.registry import champions, user
 from flows.workspace import Workspace
 from store.errors import UsageError
 
-workspace_option = click.option(
-    "--workspace",
-    type=click.Path(path_type=Path),
-    default=Path("workspace"),
-    show_default=True,
-    envvar="RLAIF_WORKSPACE",
-    help="Folder of rounds and registry.",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 _by = click.option("--by", help="Who decides; your account, or RLAIF_USER, if not given.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextvars import copy_context
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from flows.cli.display import BarProgress, TerminalWatcher
 from flows.cli.forecast import show_forecast
-from flows.cli.registry import workspace_option
+from flows.cli.options import workspace_option
 from flows.cli.result import print_result
 from flows.launch.begin import choose_config, choose_round, override_gate
 from flows.launch.dry_run import draft
@@ -87,7 +88,8 @@ def _run_round(space: Workspace, round_: Round, wait: bool) -> None:
     started = time.monotonic()
     with PeakMemory() as memory, BarProgress() as bars:
         bars("prefect API", 0, 1, "starting")
-        with prefect_api(home):
+        # Loading Prefect takes seconds too; what that reads of the environment is read again once the server is there.
+        with prefect_api(home, meanwhile=lambda: import_module("flows.round")):
             from flows.round import round_flow
 
             bars.clear()

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.output import money
-from flows.cli.registry import workspace_option
+from flows.cli.options import workspace_option
+from flows.cli.output import length, money
 from flows.cli.result import print_result
 from flows.report.text import plain
 from flows.telemetry.status import status as workspace_status
@@ -99,7 +99,7 @@ def _told(stage: dict[str, Any]) -> str:
     if not progress:
         return ""
     left = progress["seconds_left"]
-    rest = "" if left is None else f", {_length(left)} left"
+    rest = "" if left is None else f", {length(left)} left"
     return f"{progress['what']} {progress['done']}/{progress['total']} {progress['note']}".rstrip() + rest
 
 
@@ -107,7 +107,7 @@ def _about(value: dict[str, Any]) -> str:
     if value["finished"]:
         state = "finished"
     elif value["alive"]:
-        state = "running" if value["eta_s"] is None else f"running, {_length(value['eta_s'])} left"
+        state = "running" if value["eta_s"] is None else f"running, {length(value['eta_s'])} left"
     else:
         waits = any(stage["state"] == "waiting" for stage in value["stages"].values())
         state = "waits for people" if waits else "not running: go on with rlaif run"
@@ -122,16 +122,6 @@ def _line(value: dict[str, Any]) -> str:
     last = next(reversed(stages), None)
     what = f"{last} {stages[last]['state']} {plain(_told(stages[last]))}".rstrip() if last else "not begun"
     return f"round {value['round']}: {what}; {_about(value)}"
-
-
-def _length(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _clock(text: str | None) -> str:

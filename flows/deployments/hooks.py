@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from prefect.settings import get_current_settings
 from flows.config import NotifyConfig
 from flows.load import find_config
 from flows.telemetry.notify import notify
-from flows.workspace import Workspace
-from store.config import parse, read_yaml
+from flows.workspace import Round, Workspace
+from store.config import override, parse, read_yaml
 from store.errors import RlaifError
 
 
@@ -47,17 +48,24 @@ def tell_people(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
 
 def webhook_variable(parameters: dict[str, Any]) -> str | None:
-    """The name in `notify.webhook_env`: of the config that the run was given, else of the workspace's last round."""
-    named = parameters.get("config")
-    if isinstance(named, str):
-        try:
-            value = read_yaml(find_config(named)).get("notify")
-            return parse(NotifyConfig, value or {}, source="notify").webhook_env
-        except RlaifError:
-            pass  # the failure to tell of may be just that
-    workspace = parameters.get("workspace")
+    """The name in `notify.webhook_env` of the config and settings that the run was given, else of the workspace's last
+    round; also where what was given cannot be read, for the failure to tell of may be just that."""
+    workspace, named = parameters.get("workspace"), parameters.get("config")
     last = Workspace(Path(workspace)).last_round() if isinstance(workspace, str) else None
-    return last.config.notify.webhook_env if last else None
+    settings = [one for one in parameters.get("settings") or () if re.match(r"notify\b", str(one))]
+    if isinstance(named, str) or settings:
+        try:
+            given = read_yaml(find_config(named)).get("notify") if isinstance(named, str) else _notify_of(last)
+            value = override({"notify": given or {}}, settings)["notify"]
+            return parse(NotifyConfig, value, source="notify").webhook_env
+        except RlaifError:
+            pass
+    found: str | None = _notify_of(last).get("webhook_env")
+    return found
+
+
+def _notify_of(round_: Round | None) -> dict[str, Any]:
+    return round_.config.notify.model_dump() if round_ else {}
 
 
 def _silence_request_lines() -> None:

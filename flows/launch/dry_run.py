@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.anchors import judges_to_ask
 from flows.config import RoundConfig
-from flows.launch.calls import Calls, count_calls
-from flows.launch.redo import reason
+from flows.launch.calls import Calls, count_about_anchors, count_calls
+from flows.launch.redo import reason, stages_from
 from flows.plan import Step, plan_round, resolve_inputs
+from flows.telemetry.costs import spent_by
 from flows.workspace import Start, Workspace
 from store.errors import UsageError
 from store.manifest import Manifest, read_manifest
@@ -66,18 +68,13 @@ def draft(space: Workspace, config: RoundConfig, redo_from: str | None) -> Draft
 
 
 def forecast(space: Workspace, round_: Draft, redo_from: str | None = None) -> list[Forecast]:
-    """One for each stage of the plan, in order. A stage that would run makes what depends on it run too: whether its
-    outputs come out as they were shows only then.
+    """One for each stage of the plan, in order, and one for the anchors where judges are asked about them apart.
 
+    A stage that would run makes what depends on it run too: whether its outputs come out as they were shows only then.
     Raises UsageError for a stage that is not in the plan, an input that is missing, or a newer manifest.
     """
     steps = plan_round(round_)
-    names = [step.stage for step in steps]
-    if redo_from is not None and redo_from not in names:
-        raise UsageError(
-            f"Round {round_.number} has no stage {redo_from!r} to start from: choose one of {', '.join(names)}."
-        )
-    redone = names[names.index(redo_from) :] if redo_from else []
+    redone = stages_from(round_, redo_from) if redo_from else []
     pending: dict[Path, Step] = {}
     found = []
     for step in steps:
@@ -87,7 +84,19 @@ def forecast(space: Workspace, round_: Draft, redo_from: str | None = None) -> l
             continue
         found.append(_estimate(space, round_, step, reasons, pending, fresh=step.stage in redone))
         pending[step.out] = step
+        if step.stage == "judge":
+            found += _look_for_drift(space, round_)
     return found
+
+
+def _look_for_drift(space: Workspace, round_: Draft) -> list[Forecast]:
+    """The anchors, where the judge stage's votes will not tell whether a judge drifts."""
+    names, pairs = judges_to_ask(round_)
+    if not names:
+        return []
+    calls, earlier = count_about_anchors(names, pairs), _earlier(space, round_, "anchors")
+    reasons = [f"{name} was not asked about the anchors as it is now" for name in names]
+    return [Forecast("anchors", True, reasons, calls, _cost(calls, earlier), _seconds(calls, earlier))]
 
 
 def _reasons(step: Step, pending: dict[Path, Step]) -> list[str]:
@@ -130,7 +139,7 @@ def _earlier(space: Workspace, round_: Draft, stage: str) -> Manifest | None:
 
 
 def _cost(calls: list[Calls], earlier: Manifest | None) -> float | None:
-    known = (earlier.metrics.get("per_judge") or {}) if earlier else {}
+    known = spent_by(earlier)
     costs = [one.cost(known.get(one.judge)) for one in calls]
     return None if None in costs else sum(cost for cost in costs if cost is not None)
 

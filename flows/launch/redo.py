@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from flows.plan import plan_round
+from flows.plan import Planned, plan_round
 from flows.workspace import Round
 from store.errors import UsageError
 from store.files import remove
 from store.stage import redo
 
 
-def stages_from(round_: Round, stage: str) -> list[str]:
+def stages_from(round_: Planned, stage: str) -> list[str]:
     """The planned stages from `stage` on. Raises UsageError for one that the round has not."""
     planned = [step.stage for step in plan_round(round_)]
     if stage not in planned:

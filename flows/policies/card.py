@@ -23,7 +23,7 @@ def model_card(graph: Graph, entry: Figures, evaluation: Figures | None, manifes
     parts = [
         _front(graph),
         f"# {_title(entry)}\n\n{_use(entry)}",
-        _evaluation(evaluation, manifests.get("evaluate")),
+        _evaluation(evaluation, manifests),
         _data(graph, manifests),
         _guardrails(entry, manifests),
         _limits(evaluation),
@@ -61,7 +61,7 @@ def _use(entry: Figures) -> str:
     return text
 
 
-def _evaluation(evaluation: Figures | None, manifest: Manifest | None) -> str:
+def _evaluation(evaluation: Figures | None, manifests: Mapping[str, Manifest]) -> str:
     if evaluation is None:
         return "## Evaluation\n\nNone: this policy was never evaluated."
     rate = evaluation["win_rate"]
@@ -76,17 +76,33 @@ def _evaluation(evaluation: Figures | None, manifest: Manifest | None) -> str:
     confidence = f"{100 * evaluation['confidence']:g} %"
     head = f"| figure | mean | {confidence} interval | n |\n| --- | ---: | --- | ---: |"
     counts = evaluation["pairs"]
-    by = [f"`{Path(judge['value']).name}` (fingerprint `{judge['identity'][:16]}`)" for judge in _judges(manifest)]
     intro = (
-        "On held-out prompts against the policy it started from, by judges that it was not trained with"
-        f"{': ' + ', '.join(by) if by else ''}. {counts['total']} pairs, {counts['identical']} of them identical "
-        f"(counted as half a win) and {counts['undecided']} that no judge decided (left out)."
+        f"On held-out prompts against the policy it started from{_by(manifests)}. {counts['total']} pairs, "
+        f"{counts['identical']} of them identical (counted as half a win) and {counts['undecided']} that no judge "
+        f"decided (left out)."
     )
     return f"## Evaluation\n\n{intro}\n\n{head}\n" + "\n".join(rows)
 
 
-def _judges(manifest: Manifest | None) -> list[dict[str, str]]:
-    return manifest.inputs.get("judge", []) if manifest else []
+def _by(manifests: Mapping[str, Manifest]) -> str:
+    """Who judged, and whether they had a part in its training: then their win rate flatters it."""
+    judges = _given(manifests, "evaluate", "judge")
+    if not judges:
+        return ""
+    names = [f"`{Path(judge['value']).name}` (fingerprint `{judge['identity'][:16]}`)" for judge in judges]
+    text = f", by {', '.join(names)}"
+    if "judge" not in manifests:
+        return text
+    trained = _given(manifests, "judge", "judge") + _given(manifests, "ppo", "constraint")
+    known = {judge["identity"] for judge in trained}
+    shared = [f"`{Path(judge['value']).name}`" for judge in judges if judge["identity"] in known]
+    if not shared:
+        return f"{text}; it was trained with other judges"
+    return f"{text}; **{', '.join(shared)} had a part in its training too**, so that its win rate is flattering"
+
+
+def _given(manifests: Mapping[str, Manifest], stage: str, name: str) -> list[dict[str, str]]:
+    return manifests[stage].inputs.get(name, []) if stage in manifests else []
 
 
 def _row(name: str, figures: Figures) -> str:
@@ -103,12 +119,7 @@ _SOURCES = {"model": "Base model", "model on a hub": "Base model", "file": "Data
 def _data(graph: Graph, manifests: Mapping[str, Manifest]) -> str:
     lines = []
     sources = sorted((n for n in graph["nodes"].values() if n["kind"] == "source"), key=lambda n: n["path"])
-    for kind, title in (
-        ("model", "Base model"),
-        ("model on a hub", "Base model"),
-        ("file", "Data"),
-        ("judge", "Judge"),
-    ):
+    for kind, title in _SOURCES.items():
         for node in sources:
             if node["what"] == kind:
                 lines.append(f"- {title}: `{Path(node['path']).name}`, {_hash_name(kind)} `{node['sha256'][:16]}`")

@@ -57,7 +57,7 @@ def graph_of(policy: Path) -> Graph:
 def card_of(entry: Entry, graph: Graph) -> str:
     """The model card from what lies in the policy's round, or from the evaluation that the entry names."""
     folder = stage_folder(Path(entry["policy"]))
-    stages = ("audit", "aggregate", "ppo", "evaluate")
+    stages = ("judge", "audit", "aggregate", "ppo", "evaluate")
     manifests: dict[str, Manifest] = {}
     evaluation: dict[str, Any] | None = None
     if folder is not None:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.stages.promote import explain
 from store.errors import RlaifError, UsageError
 from store.files import append_line, explain_os_errors, read_json, read_lines, write_json
 from store.hashing import hash_path
@@ -79,7 +80,7 @@ class Registry:
     def record_decision(self, number: int, policy: Path, decision: Entry) -> None:
         """Enter a round's decision; the same again changes nothing."""
         with self._writing():
-            entry = {"round": number, "policy": _inside(self.root, str(policy)), **decision}
+            entry = {"round": number, "policy": inside(self.root, str(policy)), **decision}
             known = [_what(other) for other in read_lines(self.history) if isinstance(other, dict)]
             if entry not in known:
                 self._append("decision", f"round {number}", entry)
@@ -94,13 +95,11 @@ class Registry:
                 f"{candidate.policy} has no evaluation: evaluate it and give --evaluation, or --override REASON."
             )
         if candidate.failed and override is None:
-            failed = "; ".join(
-                f"{c['name']} is {_figure(c['value'])}, the bar is {c['bar']:g}" for c in candidate.failed
-            )
+            failed = explain(candidate.failed)
             raise RlaifError(f"Not promoted: {failed}. Nothing is promoted below its bounds without --override REASON.")
         entry = {
             "round": candidate.round,
-            "policy": _inside(self.root, str(candidate.policy)),
+            "policy": inside(self.root, str(candidate.policy)),
             "policy_sha256": candidate.sha256,
             "promoted": True,
             "reason": reason,
@@ -136,7 +135,7 @@ class Registry:
                 check_policy(target)
             entry = {
                 "round": target.get("round") if target else None,
-                "policy": _inside(self.root, target["policy"]) if target else None,
+                "policy": inside(self.root, target["policy"]) if target else None,
                 "policy_sha256": target.get("policy_sha256") if target else None,
                 "promoted": False,
                 "reason": reason,
@@ -235,10 +234,7 @@ def _reason(text: str) -> str:
     return text.strip()
 
 
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
-
-
-def _inside(root: Path, name: str) -> str:
+def inside(root: Path, name: str) -> str:
+    """A path below the workspace as a relative one, so that a workspace can be moved; any other name as it is."""
     path = Path(name)
     return str(path.relative_to(root)) if path.is_absolute() and path.is_relative_to(root) else name

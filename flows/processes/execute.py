@@ -21,7 +21,8 @@ from flows.processes.ranks import is_many
 from flows.processes.watchdog import Limits, Watchdog
 from flows.processes.worker import execute
 from judges.config import load_judge
-from judges.settings import LOCAL
+from judges.settings import LOCAL, JudgeSettings
+from rlhf.config import Generating
 from store.errors import RlaifError, TransientError, UsageError
 from store.files import explain_os_errors
 from store.manifest import need_manifest
@@ -40,6 +41,9 @@ ENVIRONMENT = {
 
 _JUDGES_ALONE = frozenset({"judge", "anchors"})
 """Stages that load no model but those of judges; sampling, training and evaluation load a policy in any case."""
+
+_ALL = 1 << 10
+"""GPUs of a machine, at most."""
 
 
 @carried
@@ -64,7 +68,8 @@ def run_step(step: Step, logs: Path, progress: Progress = silent, limits: Limits
         errors = log.open("a", encoding="utf-8")
     with errors:
         waiting = partial(progress, "free GPU", 0, 1, "waiting for one")
-        with own_gpus(_wanted(step), _count(step), waiting=waiting) as variables:
+        names = _wanted(step)
+        with own_gpus(names, _count(step) if names else 0, waiting=waiting) as variables:
             return _in_own_process(step, json.dumps(request), variables, errors, log, progress, limits)
 
 
@@ -80,18 +85,26 @@ def _wanted(step: Step) -> list[str]:
 
 def _loads_a_model(step: Step) -> bool:
     """Whether the step computes on a GPU itself; judges that are programs, or behind servers, do not."""
-    if step.stage not in _JUDGES_ALONE:
-        return True
-    asked = [one.settings for name in step.inputs["judge"] for one in load_judge(name).asked]
-    return any(one.backend in LOCAL and getattr(one, "device", "auto") in ("auto", "cuda") for one in asked)
+    return step.stage not in _JUDGES_ALONE or bool(_own_models(step))
+
+
+def _own_models(step: Step) -> list[JudgeSettings]:
+    """The step's judges whose models it loads onto a GPU."""
+    asked = [one.settings for name in step.inputs.get("judge", ()) for one in load_judge(name).asked]
+    return [one for one in asked if one.backend in LOCAL and getattr(one, "device", "auto") in ("auto", "cuda")]
 
 
 def _count(step: Step) -> int:
-    """0, as many as there are, is a large number here: `own_gpus` gives no more than there are."""
+    """As many as the most divided of its models is divided over: they use the same GPUs, one after the other or with
+    a share of the memory each. 0 processes, as many as there are, is a large number here: `own_gpus` gives no more."""
     shards: ShardsConfig | None = getattr(step.config, "shards", None)
     if shards is not None and shards.gpus:
-        return ceil(shards.gpus * (shards.workers or 1 << 10))
-    return getattr(getattr(step.config, "device", None), "processes", 1) or 1 << 10
+        return ceil(shards.gpus * (shards.workers or _ALL))
+    counts = [getattr(getattr(step.config, "device", None), "processes", 1) or _ALL]
+    counts += [getattr(judge, "tensor_parallel_size", 1) for judge in _own_models(step)]
+    if isinstance(step.config, Generating) and step.config.engine == "vllm" and step.config.vllm.devices is None:
+        counts.append(step.config.vllm.tensor_parallel_size)
+    return max(counts)
 
 
 def _in_own_process(

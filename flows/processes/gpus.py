@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -69,8 +69,7 @@ def own_gpus(
 
 def _take(held: ExitStack, folder: Path, name: str) -> bool:
     safe = "".join(character if character.isalnum() else "-" for character in name)
-    # Everybody's: stages of several people share the machine.
-    descriptor = os.open(folder / f"rlaif-gpu-{safe}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _open(folder / f"rlaif-gpu-{safe}.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,3 +77,15 @@ def _take(held: ExitStack, folder: Path, name: str) -> bool:
         return False
     held.callback(os.close, descriptor)
     return True
+
+
+def _open(path: Path) -> int:
+    """A lock file that is everybody's, for stages of several people share the machine: it is only read, and never
+    opened for creation where it is there, which the kernel refuses in /tmp for a file of somebody else."""
+    while True:
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(FileExistsError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            os.fchmod(descriptor, 0o644)  # whatever the umask
+            return descriptor

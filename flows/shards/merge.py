@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.errors import UsageError
-from store.tables import ROW_GROUP, Table, TableWriter
+from store.schemas import Table
+from store.table_writer import TableWriter
+from store.tables import ROW_GROUP
 
 _ORDER = [("pair_id", "ascending"), ("judge", "ascending"), ("order", "ascending")]
 _RANGE = ROW_GROUP // 2

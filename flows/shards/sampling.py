@@ -31,9 +31,10 @@ from rlhf.sampling import Prompt, open_policy, sample_rollouts
 from rlhf.tokens import Codec
 from store.hashing import hash_json, hash_path
 from store.resources import DATASETS, PREFIX
+from store.schemas import ROLLOUTS
 from store.sharding import ShardsConfig
 from store.stage import Job, Metrics, Progress, Source, run_stage, silent
-from store.tables import ROLLOUTS, read_table
+from store.tables import read_table
 
 ROLLOUTS_PART = "rollouts.parquet"
 _PROMPTS = pa.schema([pa.field(name, pa.string(), nullable=False) for name in Prompt._fields])

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,10 +26,10 @@ from flows.stages.tables import read_joined
 from flows.stages.verdicts import read_verdicts
 from judges.aggregation.bradley_terry import rate_rollouts
 from judges.aggregation.gold import anchors
-from judges.aggregation.labels import LABELS, checked_votes
+from judges.aggregation.labels import BARE_VOTES, LABELS, checked_votes, of_judges
 from judges.aggregation.lengths import with_lengths
 from judges.aggregation.methods import method_of
-from judges.aggregation.verdicts import People, override, read_people
+from judges.aggregation.verdicts import override, read_people
 from judges.config import AggregateConfig
 from judges.gate import check_gate, decide, gold_agreement, label_entropy
 from judges.metrics import account, agreement, split_by_judge
@@ -39,14 +39,9 @@ from judges.preferences.lineage import metadata
 from judges.preferences.sides import check_sides, sides_of
 from store.errors import RlaifError, UsageError
 from store.files import read_json
+from store.schemas import GOLD, PAIRS, PREFERENCES, PROMPTS, ROLLOUT_RATINGS
 from store.stage import Job, Metrics
-from store.tables import GOLD, PAIRS, PREFERENCES, PROMPTS, ROLLOUT_RATINGS, VOTES, read_table, write_table
-
-_USED = [
-    *("vote_id", "pair_id", "prompt_id", "rollout_a", "rollout_b"),
-    *("judge", "fingerprint", "order", "status", "winner", "p_a"),
-]
-"""What labels depend on. What judges said is most of a votes table, and each filter would copy it."""
+from store.tables import read_table, write_table
 
 
 def run(job: Job[AggregateConfig]) -> Metrics:
@@ -57,22 +52,24 @@ def run(job: Job[AggregateConfig]) -> Metrics:
     preference is left.
     """
     config = job.config
-    given = read_joined(job, "votes", VOTES).select(_USED)
+    given = read_joined(job, "votes", BARE_VOTES).select(BARE_VOTES.schema.names)
     texts = read_joined(job, "pairs", PAIRS) if job.given("pairs") else None
     pairs = sides_of(given) if texts is None else texts
     known, excluded = checked_votes(given, pairs)
     check_sides(known, pairs)
-    votes = _of_known_judges(known, config.judges)
+    votes = of_judges(known, config.judges)
     excluded["unknown_judge"] = known.num_rows - votes.num_rows
     if config.lengths and texts is not None:
         votes = with_lengths(votes, texts)
     gold = read_gold(job)
-    heard = read_verdicts(job, gold[1] if gold else None, config.auditor_limits)
+    heard = read_verdicts(job, gold.pairs if gold else None, config.auditor_limits)
     read = read_people(heard[0], pairs, heard[1].reliability) if heard else None
-    known_votes, answers = anchors(votes, read.p_a if read else {}, *(reversed(gold) if gold else ()))
+    known_votes, answers = anchors(
+        votes, read.p_a if read else {}, gold.pairs if gold else None, gold.votes if gold else None
+    )
     method = method_of(config.method).fit(known_votes, answers)
     judged = method.predict(votes)
-    gate = _gate(job, votes, judged, texts, gold, read)
+    gate = _gate(job, votes, judged, texts, gold, (known_votes, answers))
     labels, people = judged, Metrics()
     if read and heard:
         labels, disagreements = override(judged, read)
@@ -96,22 +93,31 @@ def run(job: Job[AggregateConfig]) -> Metrics:
         "votes_excluded": excluded,
         "pairs_in_one_order": _in_one_order(votes),
         "gold_pairs": answers.num_rows,
-        **_gold_figures(job, votes, known_votes, answers, gold),
+        **_gold_figures(votes, known_votes, answers, gold),
         "judge_weights": _by_name(votes, getattr(method, "weights", {})),
         "length_weight": getattr(method, "length_weight", None),
         "agreement": agreement(votes),
         "label_entropy": label_entropy(judged),
         "rated_rollouts": ratings.table.num_rows,
         "prompts_not_strongly_connected": ratings.not_strongly_connected,
+        "ratings_warning": ratings.warning,
         "gate": gate,
         **people,
     }
 
 
-def read_gold(job: Job[AggregateConfig]) -> tuple[pa.Table, pa.Table] | None:
-    """The judges' votes on pairs with known winners, and those pairs; None where they are not given.
+class Gold(NamedTuple):
+    """Pairs with known winners, and the judges' votes on them. `given`: votes in the file, before any was left out."""
 
-    Raises UsageError where only one of the two is given, or a winner is not a, b or tie.
+    pairs: pa.Table
+    votes: pa.Table
+    given: int
+
+
+def read_gold(job: Job[AggregateConfig]) -> Gold | None:
+    """None where no gold is given.
+
+    Raises UsageError where only one of the two is given, a winner is not a, b or tie, or no gold pair has a vote.
     """
     if not job.given("gold") and not job.given("gold_votes"):
         return None
@@ -119,11 +125,16 @@ def read_gold(job: Job[AggregateConfig]) -> tuple[pa.Table, pa.Table] | None:
     odd = pc.filter(gold["winner"], pc.invert(pc.is_in(gold["winner"], pa.array(["a", "b", "tie"]))))
     if len(odd):
         raise UsageError(f"{job.path('gold')} has the winner {odd[0].as_py()!r}: it must be a, b or tie.")
-    votes, _ = checked_votes(read_table(job.path("gold_votes"), VOTES).select(_USED), gold)
+    given = read_table(job.path("gold_votes"), BARE_VOTES).select(BARE_VOTES.schema.names)
+    votes, _ = checked_votes(given, gold)
     check_sides(votes, gold)
-    if job.config.lengths:
-        votes = with_lengths(votes, gold)
-    return _of_known_judges(votes, job.config.judges, needed=False), gold
+    votes = of_judges(votes, job.config.judges, needed=False)
+    if not votes.num_rows:
+        raise UsageError(
+            f"None of the {gold.num_rows} gold pairs in {job.path('gold')} has a vote of these judges in "
+            f"{job.path('gold_votes')}: give their votes on these pairs, or no gold."
+        )
+    return Gold(gold, with_lengths(votes, gold) if job.config.lengths else votes, given.num_rows)
 
 
 def _gate(
@@ -131,17 +142,18 @@ def _gate(
     votes: pa.Table,
     labels: pa.Table,
     texts: pa.Table | None,
-    gold: tuple[pa.Table, pa.Table] | None,
-    people: People | None,
+    gold: Gold | None,
+    fitted_on: tuple[pa.Table, pa.Table],
 ) -> dict[str, Any]:
     config = job.config
     agreed = None
     if gold is not None:
         # Fitted on people's answers too, as the labels are, but measured on gold alone: people are asked where judges
         # are in doubt, which says little about the rest.
-        fitted_on, answers = anchors(votes, people.p_a if people else {}, *reversed(gold))
-        others = answers.filter(pc.invert(pc.is_in(answers["pair_id"], value_set=gold[1]["pair_id"].combine_chunks())))
-        agreed = gold_agreement(lambda: method_of(config.method), fitted_on, gold[1], others)
+        all_votes, answers = fitted_on
+        known = pc.is_in(answers["pair_id"], value_set=gold.pairs["pair_id"].combine_chunks())
+        others = answers.filter(pc.invert(known))
+        agreed = gold_agreement(lambda: method_of(config.method), all_votes, gold.pairs, others)
     canaries = dict(one for value in job.values("checks") for one in _canaries(value))
     return decide(
         check_gate(votes, labels, texts, config.gate, agreement=agreed, canaries=canaries), config.gate.override
@@ -230,40 +242,17 @@ def _figures(made: Preferences | None) -> Metrics:
     }
 
 
-def _gold_figures(
-    job: Job[AggregateConfig],
-    votes: pa.Table,
-    known_votes: pa.Table,
-    answers: pa.Table,
-    gold: tuple[pa.Table, pa.Table] | None,
-) -> Metrics:
+def _gold_figures(votes: pa.Table, known_votes: pa.Table, answers: pa.Table, gold: Gold | None) -> Metrics:
     """What of the gold could not be used, and judges that the gold says nothing about."""
     on_answers = known_votes.filter(pc.is_in(known_votes["pair_id"], value_set=answers["pair_id"].combine_chunks()))
     seen = set(pc.unique(on_answers["fingerprint"]).to_pylist())
     names = [name for name, own in split_by_judge(votes).items() if own["fingerprint"][0].as_py() not in seen]
     figures: Metrics = {"judges_without_gold": names if answers.num_rows else []}
     if gold is not None:
-        unjudged = pc.invert(pc.is_in(gold[1]["pair_id"], value_set=pc.unique(gold[0]["pair_id"])))
-        given = read_table(job.path("gold_votes"), VOTES).num_rows
+        unjudged = pc.invert(pc.is_in(gold.pairs["pair_id"], value_set=pc.unique(gold.votes["pair_id"])))
         figures["gold_pairs_without_votes"] = int(pc.sum(unjudged).as_py())
-        figures["gold_votes_excluded"] = given - gold[0].num_rows
+        figures["gold_votes_excluded"] = gold.given - gold.votes.num_rows
     return figures
-
-
-def _of_known_judges(votes: pa.Table, judges: list[str] | None, needed: bool = True) -> pa.Table:
-    """The votes of the named judges. Raises UsageError where one of them has none, if it is `needed`."""
-    if judges is None:
-        return votes
-    listed = pa.array(judges, pa.string())
-    by_name, by_print = (pc.is_in(votes[column], value_set=listed) for column in ("judge", "fingerprint"))
-    own = votes.filter(pc.or_(by_name, by_print))
-    there = {*pc.unique(own["judge"]).to_pylist(), *pc.unique(own["fingerprint"]).to_pylist()}
-    if needed and (absent := [name for name in judges if name not in there]):
-        known = ", ".join(sorted(set(votes["judge"].to_pylist()))) or "nobody"
-        raise UsageError(
-            f"aggregate.judges names {absent[0]}, who has no vote; votes are of {known}: correct the name."
-        )
-    return own
 
 
 def _by_name(votes: pa.Table, weights: dict[str, float]) -> dict[str, float]:

@@ -51,8 +51,9 @@ from store.errors import UsageError
 from store.files import write_json
 from store.hashing import hash_file
 from store.resources import resolve
+from store.schemas import ATTACKS, GOLD, PAIRS, SELECTION, VERDICTS, VOTES
 from store.stage import Job, Metrics
-from store.tables import ATTACKS, GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 if TYPE_CHECKING:
     from audit.queue.model import Guidelines

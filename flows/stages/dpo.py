@@ -31,7 +31,7 @@ def run(job: Job[DPOConfig]) -> Metrics:
     parts = split_by_prompt(rows, config.validation_fraction, 0.0)
     model, codec = load_policy(job.value("policy"), compute, trained=True)
     if config.lora is not None:
-        model = attach_lora(model, config.lora)
+        model = attach_lora(model, config.lora, compute=compute)
     model = shard(model, compute)
     budget = Budget(config.optimisation.batch_tokens)
     train = with_reference(model, encode(codec, parts.train), compute, budget)

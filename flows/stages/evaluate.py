@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows.stages.spent import spent
 from flows.stages.tables import read_prompts
 from judges.config import load_judge
 from judges.metrics import account, spending, split_by_judge
@@ -31,8 +32,9 @@ from rlhf.sequences import Sample
 from rlhf.tokens import Codec, same_vocabulary
 from store.files import write_json
 from store.hashing import short_id
+from store.schemas import RESPONSES, VOTES
 from store.stage import Job, Metrics
-from store.tables import RESPONSES, VOTES, write_table
+from store.tables import write_table
 
 TOKENS = 8192
 """Tokens of one forward pass that only scores."""
@@ -68,8 +70,9 @@ def run(job: Job[EvaluateConfig]) -> Metrics:
     write_table(job.out / "responses.parquet", RESPONSES, table)
     write_table(job.out / "votes.parquet", VOTES, votes)
     write_json(job.out / "evaluation.json", evaluation)
-    spent = {judge: account(own) | spending(own) for judge, own in split_by_judge(votes).items()}
-    return {name: value for name, value in evaluation.items() if name != "votes"} | {"per_judge": spent}
+    per_judge = {judge: account(own) | spending(own) for judge, own in split_by_judge(votes).items()}
+    told = {name: value for name, value in evaluation.items() if name != "votes"}
+    return told | {"per_judge": per_judge, "spent": spent(map(load_judge, job.values("judge")), job.out / ".votes")}
 
 
 def sample_side(

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from flows.shards.judging import MEMBERS_PART, VOTES_PART, judge_in_shards
 from flows.shards.merge import merged, open_parts
+from flows.stages.spent import Spent, joined, spent, spent_on_votes
 from judges.canaries import attack_table, plan, read_corpus
 from judges.cascade import savings, total_cost
 from judges.check import canaries_of, identity
@@ -39,14 +40,16 @@ from judges.ratings import Rollout, is_pointwise, rate_rollouts, rating_id, rati
 from judges.swiss import play
 from store.errors import UsageError
 from store.files import write_json
+from store.schemas import ATTACKS, GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES
 from store.sharding import ShardsConfig
 from store.stage import Job, Metrics
-from store.tables import ATTACKS, GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 
 def run(job: Job[JudgeStageConfig]) -> Metrics:
     """See the module. metrics: `pairs`, `votes` (accounting), `per_judge`, `self_preference`, `judge_accuracy`,
-    `agreement`, `cost` (of all votes and ratings, those on calibration pairs too, each call once); with pointwise
+    `agreement`, `cost` (of all votes and ratings, those on calibration pairs too, each call once), `spent` (see
+    `flows.stages.spent`: attacks too, and calls that were repeated); with pointwise
     judges `ratings` (accounting) and `ratings_per_judge`; with calibration pairs too, `flaw_weights` that fit them, for
     judges of flaws; `canaries` where judges were attacked.
 
@@ -76,6 +79,7 @@ def run(job: Job[JudgeStageConfig]) -> Metrics:
         ),
         "agreement": agreement(own),
         "cost": total_cost(votes, member_votes, judged.ratings) + their_cost,
+        "spent": joined(_spent(job, judges, votes, member_votes), spent(judges, job.out / ".canaries")),
         **ratings,
         **canaries,
         **_calibration(job, votes, gold, tags),
@@ -155,6 +159,11 @@ def _sharded(
         for name in (VOTES_PART, MEMBERS_PART)
     )
     return pairs, Judged(votes.combine_chunks(), members.combine_chunks(), RATINGS.schema.empty_table())
+
+
+def _spent(job: Job[JudgeStageConfig], judges: Sequence[Judge], votes: pa.Table, member_votes: pa.Table) -> Spent:
+    sharded = job.config.shards is not None
+    return spent_on_votes(votes, member_votes) if sharded else spent(judges, job.out / ".shards")
 
 
 def _ratings(

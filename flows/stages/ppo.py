@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from flows.stages.constraints import open_terms
+from flows.stages.spent import spent
 from flows.stages.tables import read_prompts, write_rows
 from judges.config import load_judge
 from judges.pairs import Pair
@@ -59,6 +60,7 @@ def run(job: Job[PPOConfig]) -> Metrics:
     if main:
         write_rows(job.out / "updates.parquet", result.rows)
         write_rows(job.out / "samples.parquet", result.samples)
+    asked = [*job.values("judge"), *job.values("constraint")]
     first, kept = result.rows[0], next(row for row in result.rows if row["update"] == result.kept)
     return {
         "updates": result.updates,
@@ -71,6 +73,7 @@ def run(job: Job[PPOConfig]) -> Metrics:
         "response_length": kept["response_length"],
         "stop_rate": kept["stop_rate"],
         "seconds_per_update": sum(row.get("seconds") or 0.0 for row in result.rows) / max(1, result.updates),
+        "spent": spent(map(load_judge, asked), job.out / ".probe", job.out / ".constraints"),
     }
 
 

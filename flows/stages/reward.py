@@ -26,8 +26,9 @@ from rlhf.reward_training import Fit, Pair, differences, member_rewards_of_pairs
 from rlhf.sharding import consolidate, shard
 from rlhf.tracking import tracking
 from store.errors import UsageError
+from store.schemas import GOLD, PREFERENCES, PROMPTS
 from store.stage import Job, Metrics
-from store.tables import GOLD, PREFERENCES, PROMPTS, read_table
+from store.tables import read_table
 
 Row = dict[str, Any]
 
@@ -99,7 +100,7 @@ def train_one(job: Job[RewardConfig], parts: Parts, compute: Compute, seed: int,
     )
     reward_model.rescale(reward_model.scale)  # of an earlier training: the loss is one of log-odds
     if config.lora is not None:
-        reward_model.model = attach_lora(reward_model.model, config.lora, "SEQ_CLS")
+        reward_model.model = attach_lora(reward_model.model, config.lora, "SEQ_CLS", compute)
     shard(reward_model.model, compute)
     train_pairs, validation = encode(reward_model, parts.train), encode(reward_model, parts.validation)
     # Of several models only the first is tracked: the others would write over its steps.

@@ -11,8 +11,9 @@ from rlhf.config import SampleConfig
 from rlhf.devices import choose
 from rlhf.distributed import current
 from rlhf.sampling import Prompt, open_policy, sample_rollouts
+from store.schemas import ROLLOUTS
 from store.stage import Job, Metrics
-from store.tables import ROLLOUTS, write_table
+from store.tables import write_table
 
 
 def run(job: Job[SampleConfig]) -> Metrics:

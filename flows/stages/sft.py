@@ -22,8 +22,9 @@ from rlhf.sft import encode_demonstrations, require_context, train_sft
 from rlhf.sharding import shard
 from rlhf.tokens import Codec
 from rlhf.tracking import tracking
+from store.schemas import CONVERSATIONS, DEMONSTRATIONS
 from store.stage import Job, Metrics
-from store.tables import CONVERSATIONS, DEMONSTRATIONS, read_table
+from store.tables import read_table
 
 
 def run(job: Job[SFTConfig]) -> Metrics:
@@ -34,7 +35,7 @@ def run(job: Job[SFTConfig]) -> Metrics:
     rows = pick(table, config.max_demonstrations, job.seed)
     model, codec = load_policy(job.value("policy"), compute, trained=True)
     if config.lora is not None:
-        model = attach_lora(model, config.lora)
+        model = attach_lora(model, config.lora, compute=compute)
     train, held_out = divide(encode(codec, rows), config.validation_fraction, job.seed)
     with tracking(config, "sft", job.out, compute.world.is_main) as log:
         curve = train_sft(

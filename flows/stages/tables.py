@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from store.errors import UsageError
 from store.files import atomic_write
+from store.schemas import PROMPTS, Table
 from store.stage import Job
-from store.tables import PROMPTS, Table, conform, read_table
+from store.tables import conform, read_table
 
 
 def read_prompts(path: Path, splits: Sequence[str], most: int = 0, seed: int = 0) -> list[dict[str, Any]]:

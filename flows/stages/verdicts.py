@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from audit.quarantine import Quarantine, quarantine, without
 from flows.stages.tables import read_joined
 from store.limits import AuditorLimits
+from store.schemas import VERDICTS, Table
 from store.stage import Job
-from store.tables import VERDICTS, Table
 
 GOLD_VERDICTS = Table(
     "verdicts", pa.schema([*VERDICTS.schema, pa.field("gold_winner", pa.string(), nullable=False)]), key="verdict_id"

@@ -16,7 +16,7 @@ from prefect.artifacts import (
 
 from flows.report.images import stage_images
 from flows.retention import Removal
-from flows.telemetry.costs import judge_costs
+from flows.telemetry.costs import judge_costs, spent_by
 from flows.telemetry.figures import flatten
 from judges.drift import Drift
 from store.files import read_json
@@ -44,18 +44,23 @@ def publish_stage(outcome: Outcome) -> None:
 def _judges(outcome: Outcome) -> Rows:
     shown = ("attempted", "scored", "tie", "abstain", "parse_failure", "error")
     accuracy = outcome.manifest.metrics.get("judge_accuracy") or {}
-    return [
-        {
-            "judge": name,
-            **{key: figures.get(key) for key in shown},
-            "order flips": _number(figures.get("order_flip_rate")),
-            "right on gold": _number((accuracy.get(name) or {}).get("accuracy")),
-            "tokens in": figures.get("tokens_in"),
-            "tokens out": figures.get("tokens_out"),
-            "cost": _number(figures.get("cost")),
-        }
-        for name, figures in (outcome.manifest.metrics.get("per_judge") or {}).items()
-    ]
+    taken = spent_by(outcome.manifest)
+    rows: Rows = []
+    for name, figures in (outcome.manifest.metrics.get("per_judge") or {}).items():
+        asked = taken.get(name, figures)  # of a cascade the members are asked
+        rows.append(
+            {
+                "judge": name,
+                **{key: figures.get(key) for key in shown},
+                "order flips": _number(figures.get("order_flip_rate")),
+                "right on gold": _number((accuracy.get(name) or {}).get("accuracy")),
+                "calls": asked.get("calls", figures.get("attempted")),
+                "tokens in": asked.get("tokens_in"),
+                "tokens out": asked.get("tokens_out"),
+                "cost": _number(asked.get("cost")),
+            }
+        )
+    return rows
 
 
 def _gate(outcome: Outcome) -> Rows:
@@ -98,7 +103,7 @@ def publish_report(path: Path, promoted: bool, reason: str) -> None:
     create_markdown_artifact(text, key="round-report")
     rows = [{name: _number(value) for name, value in row.items()} for row in judge_costs(path.parent)]
     if rows:
-        create_table_artifact(rows, key="judge-costs", description="Votes, tokens and cost of each judge in this round")
+        create_table_artifact(rows, key="judge-costs", description="Calls, tokens and cost of each judge in this round")
 
 
 def publish_audit_page(url: str) -> None:

@@ -1,39 +1,34 @@
-"""What judging cost: votes, tokens and money of each judge in each stage of a round.
-
-The few votes of PPO's live probe are in no table, so they are not among them.
-"""
+"""What judging cost: calls, tokens and money of each judge in each stage of a round, as the stages' manifests tell."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from flows.stages.spent import Spent
+from store.manifest import Manifest, read_manifest
 
-from store.tables import VOTES, read_table
-
-_TABLES = (
-    ("judge", "votes.parquet"),
-    ("judge", "calibration_votes.parquet"),
-    ("evaluate", "votes.parquet"),
-)
+STAGES = ("judge", "anchors", "ppo", "evaluate")
+"""Stages that ask judges."""
 
 
 def judge_costs(round_folder: Path) -> list[dict[str, Any]]:
-    """Rows `judge, stage, votes, tokens_in, tokens_out, cost`, by judge; votes on calibration pairs count to the stage
-    judge. Tokens and cost are null where no vote of the judge tells them; a cascade's are those of all its members."""
-    found: dict[tuple[str, str], list[pa.Table]] = {}
-    for stage, name in _TABLES:
-        path = round_folder / stage / name
-        if not path.is_file():
-            continue
-        votes = read_table(path, VOTES, allow_empty=True)
-        for judge in pc.unique(votes["judge"]).to_pylist():
-            found.setdefault((judge, stage), []).append(votes.filter(pc.equal(votes["judge"], judge)))
-    return [_row(judge, stage, pa.concat_tables(parts)) for (judge, stage), parts in sorted(found.items())]
+    """Rows `judge, stage, calls, tokens_in, tokens_out, cost`, by judge; of a cascade its members."""
+    manifests = {stage: read_manifest(round_folder / stage) for stage in STAGES}
+    rows = [
+        {"judge": judge, "stage": stage, **figures}
+        for stage, manifest in manifests.items()
+        for judge, figures in spent_by(manifest).items()
+    ]
+    return sorted(rows, key=lambda row: (row["judge"], row["stage"]))
 
 
-def _row(judge: str, stage: str, votes: pa.Table) -> dict[str, Any]:
-    sums = {name: pc.sum(votes[name]).as_py() for name in ("tokens_in", "tokens_out", "cost")}
-    return {"judge": judge, "stage": stage, "votes": votes.num_rows, **sums}
+def spent_by(manifest: Manifest | None) -> Spent:
+    """What a stage asked of its judges; of one that an earlier version made, its votes alone."""
+    metrics = manifest.metrics if manifest else {}
+    if "spent" in metrics:
+        found: Spent = metrics["spent"]
+        return found
+    per_judge = metrics.get("per_judge") or {}
+    names = {"calls": "attempted", "tokens_in": "tokens_in", "tokens_out": "tokens_out", "cost": "cost"}
+    return {judge: {name: own.get(old) or 0 for name, old in names.items()} for judge, own in per_judge.items()}

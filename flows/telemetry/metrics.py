@@ -6,6 +6,7 @@ two exporters, change nothing. Only the last rounds are told, so that the number
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import lru_cache
@@ -19,12 +20,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from flows.specs import ROUND
+from flows.telemetry.costs import judge_costs
 from flows.telemetry.status import round_status
 from flows.workspace import Round, Workspace
 from store.errors import UsageError
 from store.files import explain_os_errors
 from store.manifest import read_manifest
-from store.tables import Status
+from store.schemas import Status
 
 ROUNDS = 3
 """Rounds that are told."""
@@ -44,6 +46,7 @@ _GAUGES = {
     "stage_peak_memory_bytes": ("peak memory of the stage's process", ["round", "stage"]),
     "stage_last_success_timestamp_seconds": ("when the stage last began to succeed", ["round", "stage"]),
     "votes": ("votes of a judge by what became of them", ["round", "stage", "judge", "status"]),
+    "calls": ("calls to a judge, whatever came of them", ["round", "stage", "judge"]),
     "tokens": ("tokens of a judge", ["round", "stage", "judge", "direction"]),
     "judge_cost": ("cost of a judge, in the currency of its price", ["round", "stage", "judge"]),
     "win_rate": ("win rate of the round's policy over its reference", ["round"]),
@@ -118,41 +121,32 @@ def _of_round(round_: Round, last: bool) -> Iterator[Sample]:
 
 
 def _judges(round_: Round, label: str) -> Iterator[Sample]:
-    counts: dict[tuple[str, str, str], float] = {}
-    sums: dict[tuple[str, str, str], float] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
     for stage, name in _VOTES:
         manifest = read_manifest(round_.stage(stage))
         path = round_.stage(stage) / name
-        if manifest is None or not path.is_file():
-            continue
-        for judge, figures in _votes(path, manifest.key).items():
-            for status in Status:
-                key = stage, judge, str(status)
-                counts[key] = counts.get(key, 0) + figures[str(status)]
-            for column in ("tokens_in", "tokens_out", "cost"):
-                key = stage, judge, column
-                sums[key] = sums.get(key, 0) + figures[column]
-    for (stage, judge, status_name), count in counts.items():
-        yield "votes", [label, stage, judge, status_name], count
-    for (stage, judge, column), total in sums.items():
-        if column == "cost":
-            yield "judge_cost", [label, stage, judge], total
-        else:
-            yield "tokens", [label, stage, judge, column.removeprefix("tokens_")], total
-    if sums:
-        yield "round_cost", [label], sum(total for (*_, column), total in sums.items() if column == "cost")
+        if manifest is not None and path.is_file():
+            counts.update({(stage, *key): number for key, number in _votes(path, manifest.key).items()})
+    for labels, number in counts.items():
+        yield "votes", [label, *labels], number
+    costs = judge_costs(round_.folder)
+    for row in costs:
+        labels = label, row["stage"], row["judge"]
+        yield "calls", [*labels], row["calls"]
+        yield "judge_cost", [*labels], row["cost"]
+        for direction in ("in", "out"):
+            yield "tokens", [*labels, direction], row[f"tokens_{direction}"]
+    if costs:
+        yield "round_cost", [label], sum(row["cost"] for row in costs)
 
 
 @lru_cache(maxsize=64)
-def _votes(path: Path, key: str) -> dict[str, dict[str, float]]:
-    """judge -> votes by status, tokens, cost. `key`: of the manifest; a table of the same key is the same."""
-    table = pq.read_table(path, columns=["judge", "status", "tokens_in", "tokens_out", "cost"])
-    found: dict[str, dict[str, float]] = {}
-    for judge in pc.unique(table["judge"]).to_pylist():
-        own = table.filter(pc.equal(table["judge"], judge))
-        known = {row["values"]: row["counts"] for row in pc.value_counts(own["status"]).to_pylist()}
-        sums = {name: pc.sum(own[name]).as_py() or 0 for name in ("tokens_in", "tokens_out", "cost")}
-        found[judge] = {**{str(status): known.get(str(status), 0) for status in Status}, **sums}
+def _votes(path: Path, key: str) -> dict[tuple[str, str], int]:
+    """Judge and status -> votes. `key`: of the manifest; a table of the same key is the same."""
+    table = pq.read_table(path, columns=["judge", "status"])
+    found = {(judge, str(status)): 0 for judge in pc.unique(table["judge"]).to_pylist() for status in Status}
+    for row in table.group_by(["judge", "status"]).aggregate([([], "count_all")]).to_pylist():
+        found[row["judge"], row["status"]] = row["count_all"]
     return found
 
 

@@ -36,7 +36,7 @@ def round_status(round_: Round) -> dict[str, Any]:
         "finished": round_.finished,
         "alive": alive,
         "stages": stages,
-        "cost": _cost(round_, manifests),
+        "cost": _cost(round_),
         "eta_s": _eta(round_, stages) if alive else None,
         "metrics": _metrics(round_, manifests, events),
         "report": str(report) if report.is_file() else None,
@@ -72,17 +72,11 @@ def _stage(
     return {"state": state, "seconds": manifest.seconds if manifest else None, **more}
 
 
-def _cost(round_: Round, manifests: dict[str, Manifest | None]) -> float:
-    """Of all votes so far, those of an unfinished stage too, in the currency of the judges' prices."""
-    keys = [manifest.key if (manifest := manifests[name]) else "" for name in ("judge", "evaluate")]
-    shards = round_.folder.glob(".*.partial/.*/*/*.jsonl")
-    return _cost_of_tables(round_.folder, *keys) + sum(_cost_of_shard(path, path.stat().st_size) for path in shards)
-
-
-@lru_cache(maxsize=64)
-def _cost_of_tables(round_folder: Path, *keys: str) -> float:
-    """`keys`: of the stages with votes; the same keys mean the same votes, which need not be read again."""
-    return float(sum(row["cost"] or 0.0 for row in judge_costs(round_folder)))
+def _cost(round_: Round) -> float:
+    """Of all calls so far, those of an unfinished stage too, in the currency of the judges' prices."""
+    shards = (path for folder in round_.folder.glob(".*.partial/.*") for path in folder.rglob("*.jsonl"))
+    told = sum(float(row["cost"]) for row in judge_costs(round_.folder))
+    return told + sum(_cost_of_shard(path, path.stat().st_size) for path in shards)
 
 
 @lru_cache(maxsize=4096)
@@ -94,7 +88,8 @@ def _cost_of_shard(path: Path, size: int) -> float:
 def _eta(round_: Round, stages: dict[str, dict[str, Any]]) -> float | None:
     """Seconds to the round's end: what is left of the running stage, and for the others their time in the last round
     that has it. None where one of these is not known."""
-    earlier = sorted(round_.folder.parent.glob("[0-9]*"), reverse=True)
+    rounds = [path for path in round_.folder.parent.iterdir() if path.name.isdecimal()]
+    earlier = sorted(rounds, key=lambda path: int(path.name), reverse=True)
     total = 0.0
     for name, stage in stages.items():
         if stage["state"] in ("done", "skipped"):

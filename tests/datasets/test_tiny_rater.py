@@ -11,7 +11,8 @@ from judges.pairs import pairs_from_table
 from judges.panel import Panel
 from judges.ratings import Rollout, rate_rollouts, rollouts_in, unique
 from store.resources import DATASETS
-from store.tables import GOLD, PROMPTS, read_table
+from store.schemas import GOLD, PROMPTS
+from store.tables import read_table
 
 TINY = DATASETS / "tiny"
 JUDGES = ("tiny-rater", "tiny-thumbs")

@@ -12,7 +12,8 @@ import yaml
 
 from judges.backends.rubric import Rubric
 from store.resources import CONFIGS, DATASETS
-from store.tables import DEMONSTRATIONS, GOLD, PROMPTS, read_table
+from store.schemas import DEMONSTRATIONS, GOLD, PROMPTS
+from store.tables import read_table
 
 TINY = DATASETS / "tiny"
 JUDGES = ("tiny-good", "tiny-evaluator", "tiny-middling", "tiny-biased")

@@ -15,13 +15,15 @@ import pyarrow as pa
 from flows.load import load_round
 from flows.plan import Step, plan_round
 from flows.specs import STAGES
+from flows.stages.spent import spent_on_votes
 from flows.workspace import Round, Workspace
 from judges.config import load_judge
 from judges.pairs import make_pairs, pairs_from_table
 from judges.votes import vote_id
 from store.hashing import hash_file, short_id
+from store.schemas import PAIRS, PREFERENCES, PROMPTS, ROLLOUTS, VERDICTS, VOTES, Table
 from store.stage import Job, Outcome, run_stage
-from store.tables import PAIRS, PREFERENCES, PROMPTS, ROLLOUTS, VERDICTS, VOTES, Table, read_table, write_table
+from store.tables import read_table, write_table
 
 SETTINGS = ("sample.max_prompts=2", "sample.responses=3", "judge.pairs_per_prompt=2", "aggregate.method=mean")
 WIN_RATE = {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 100}
@@ -135,8 +137,10 @@ def _judge(job: Job[Any]) -> dict[str, Any]:
     write_table(job.out / "pairs.parquet", PAIRS, pairs)
     write_table(job.out / "votes.parquet", VOTES, votes)
     write_table(job.out / "calibration_votes.parquet", VOTES, votes.slice(0, 0))
-    names = set(votes["judge"].to_pylist())
-    return {"per_judge": {n: {"attempted": 8, "tokens_in": 800, "tokens_out": 16, "cost": 2.0} for n in sorted(names)}}
+    names = sorted(set(votes["judge"].to_pylist()))
+    figures = {n: {"attempted": 8, "tokens_in": 800, "tokens_out": 16, "cost": 2.0} for n in names}
+    known = read_table(job.out / "votes.parquet", VOTES)
+    return {"per_judge": figures, "spent": spent_on_votes(known, known.slice(0, 0))}
 
 
 def _audit(job: Job[Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import yaml
 
 from store.files import append_line, write_json, write_text
 from store.manifest import MANIFEST, Manifest, describe_outputs
-from store.tables import PREFERENCES, RESPONSES, ROLLOUTS, SELECTION, VERDICTS, VOTES, Table, write_table
+from store.schemas import PREFERENCES, RESPONSES, ROLLOUTS, SELECTION, VERDICTS, VOTES, Table
+from store.tables import write_table
 
 GROUPS = ("arithmetic", "etiquette", "geography", "recipes")
 JUDGES = {"rubric": 0.9, "tiny-lm": 0.72, "length-shy": 0.64}
@@ -291,7 +292,9 @@ def _audit(folder: Path, rng: np.random.Generator, prompts: int) -> None:
         )
     rows.append({**rows[0], "verdict_id": "verdict-changed-mind", "winner": "a", "supersedes": "verdict-0"})
     _table(folder / "audit" / "verdicts.parquet", VERDICTS, rows)
-    figures = {"audited": 22, "hajek": 0.87, "hajek_std_error": 0.07, "uniform": 0.88, "low": 0.53, "high": 0.98}
+    figures: dict[str, Any] = {"audited": 22, "uniform": 0.88, "low": 0.53, "high": 0.98}
+    for name, value in (("naive", 0.71), ("hajek", 0.87), ("corrected", 0.86)):
+        figures |= {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
     estimates = {"panel": {"judge": "panel", **figures}, "judges": [{"judge": judge, **figures} for judge in JUDGES]}
     said = {
         "gold": {"simulated-careful": {"answered": 10, "right": 9}},
@@ -324,7 +327,10 @@ def _aggregate(folder: Path, rng: np.random.Generator, prompts: int) -> None:
             }
         )
     _table(folder / "aggregate" / "preferences.parquet", PREFERENCES, rows)
-    metrics = {"pairs": prompts * 3, "preferences": len(rows), "dropped": {"no_votes": 2, "tie": 7}}
+    flips = {"figure": "order flips", "of": "panel", "value": 0.2, "limit": 0.5, "key": "max_flip_rate", "state": "ok"}
+    silent = {"figure": "canary flips", "of": next(iter(JUDGES)), "state": "unmeasured"}
+    gate = {"passed": True, "override": None, "checks": [flips, silent]}
+    metrics = {"pairs": prompts * 3, "preferences": len(rows), "dropped": {"no_votes": 2, "tie": 7}, "gate": gate}
     finish(folder, "aggregate", metrics)
 
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from flows.anchors import anchors_of_round, changes, compare, drift_events, keep_and_plan, keep_asked
+from flows.anchors import anchors_of_round, compare, drift_events, judges_to_ask, keep_and_plan, keep_asked
 from flows.config import AnchorsConfig
+from flows.launch.dry_run import draft, forecast
 from flows.load import load_round
 from flows.plan import Step, plan_round
 from flows.processes.execute import run_step
@@ -22,8 +23,9 @@ from store.errors import TransientError
 from store.files import write_text
 from store.hashing import hash_path
 from store.manifest import set_aside
+from store.schemas import GOLD, PROMPTS, ROLLOUTS, VOTES
 from store.stage import run_stage
-from store.tables import GOLD, PROMPTS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 from tests.judges.conftest import make_pair
 
 LONG = "a much longer answer, of many words"
@@ -209,11 +211,22 @@ def test_what_is_repeatable(tmp_path: Path) -> None:
     assert not repeatable(load_judge(tmp_path / "cascade"))
 
 
-def test_changes_are_in_words() -> None:
-    old = {"judge.yaml model": '"m-1"', "prompt.jinja": "a" * 64, "gone": "1"}
-    new = {"judge.yaml model": '"m-2"', "prompt.jinja": "b" * 64, "new": "1"}
-    assert changes(old, new) == ["gone removed", 'judge.yaml model "m-1" -> "m-2"', "new added", "prompt.jinja"]
-    assert changes({}, new) == []
+def test_the_forecast_says_who_would_be_asked(space: Workspace) -> None:
+    """As `keep_and_plan` then finds: nobody where the judge stage's votes stand for an asking."""
+    first = begun(space)
+    assert judges_to_ask(first) == ([], 20)
+    judge_stage(first)
+    assert keep_and_plan(first) is None
+    write_gold(space.root.parent / "gold.parquet", 30, "the pairs have the same ids, and other words")
+    judge = write_judge(space.root.parent / "brief", 100)
+    second = begun(space, "evaluate.splits=[train]")
+    assert judges_to_ask(second) == ([str(judge)], 20)
+    (said,) = (one for one in forecast(space, draft(space, second.config, "judge"), "judge") if one.stage == "anchors")
+    assert [(call.judge, call.calls, call.at_most) for call in said.calls] == [("brief", 2 * 20, True)]
+    judge_stage(second)
+    step = keep_and_plan(second)
+    assert step is not None
+    assert step.inputs["judge"] == [str(judge)]
 
 
 def test_a_round_reads_its_calibration_votes_as_they_are(space: Workspace) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,22 +30,15 @@ from store.remote.bucket import Bucket
 from store.stage import redo
 
 from ..judges.answering import Answering
-from ..s3 import S3, as_machine, running
+from ..s3 import S3, as_machine
 from .conftest import rlaif, small_settings
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with running() as s3:
-        yield s3
-
 
 _numbers = iter(range(1000))
 
 
 @pytest.fixture
-def url(server: S3) -> str:
-    return server.make_bucket(f"team{next(_numbers)}") + "/rlaif"
+def url(s3: S3) -> str:
+    return s3.make_bucket(f"team{next(_numbers)}") + "/rlaif"
 
 
 PROMPT = "{{ prompt }} {{ first }} {{ second }} 1 or 2?"
@@ -57,49 +49,49 @@ def config(tmp_path: Path) -> RoundConfig:
     return load_round("demo", small_settings()[1::2])
 
 
-def objects(server: S3, url: str) -> set[str]:
+def objects(s3: S3, url: str) -> set[str]:
     place = url.removeprefix("s3://").split("/")[0]
-    text = httpx.get(f"{server.url}/{place}?list-type=2&max-keys=1000", timeout=30).text
+    text = httpx.get(f"{s3.url}/{place}?list-type=2&max-keys=1000", timeout=30).text
     return {part.split("</Key>")[0] for part in text.split("<Key>")[1:]}
 
 
 def test_records_go_both_ways(
-    server: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines take turns: each sees what the other did, and no line of a journal is lost."""
-    with as_machine(server, tmp_path / "one", monkeypatch):
+    with as_machine(s3, tmp_path / "one", monkeypatch):
         space = Workspace.create(Path(url))
         assert space.root.is_relative_to(tmp_path / "one")
         with space.locked():
             space.begin_round(config).journal.write("on_one")
-    with as_machine(server, tmp_path / "two", monkeypatch):
+    with as_machine(s3, tmp_path / "two", monkeypatch):
         other = Workspace.create(Path(url))
         last = other.last_round()
         assert last is not None
         assert last.config == config
         with other.locked():
             last.journal.write("on_two")
-    with as_machine(server, tmp_path / "one", monkeypatch):
+    with as_machine(s3, tmp_path / "one", monkeypatch):
         again = Workspace(Path(url)).last_round()
         assert again is not None
         # As if killed before it was uploaded, while the other machine went on.
         assert [event["event"] for event in again.journal.events()] == ["round_started", "on_one", "on_two"]
         again.journal.write("not_uploaded")
-    with as_machine(server, tmp_path / "two", monkeypatch), (space := Workspace(Path(url))).locked():
+    with as_machine(s3, tmp_path / "two", monkeypatch), (space := Workspace(Path(url))).locked():
         space.rounds()[-1].journal.write("later")
-    with as_machine(server, tmp_path / "one", monkeypatch), (space := Workspace(Path(url))).locked():
+    with as_machine(s3, tmp_path / "one", monkeypatch), (space := Workspace(Path(url))).locked():
         found = space.rounds()[-1]
         kinds = [event["event"] for event in found.journal.events()]
         assert kinds == ["round_started", "on_one", "on_two", "later", "not_uploaded"]
-    assert "rlaif/.lease.json" not in objects(server, url)
+    assert "rlaif/.lease.json" not in objects(s3, url)
 
 
 def test_one_run_at_a_time_over_machines(
-    server: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with as_machine(server, tmp_path / "one", monkeypatch):
+    with as_machine(s3, tmp_path / "one", monkeypatch):
         one = Workspace.create(Path(url))
-    with as_machine(server, tmp_path / "two", monkeypatch):
+    with as_machine(s3, tmp_path / "two", monkeypatch):
         two = Workspace.create(Path(url))
     with (
         one.locked(),
@@ -112,9 +104,9 @@ def test_one_run_at_a_time_over_machines(
 
 
 def test_a_stage_without_a_lease_is_refused(
-    server: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with as_machine(server, tmp_path / "one", monkeypatch):
+    with as_machine(s3, tmp_path / "one", monkeypatch):
         space = Workspace.create(Path(url))
         with space.locked():
             round_ = space.begin_round(config)
@@ -123,9 +115,9 @@ def test_a_stage_without_a_lease_is_refused(
 
 
 def test_what_is_no_workspace_and_what_is_denied(
-    server: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with as_machine(server, tmp_path / "one", monkeypatch):
+    with as_machine(s3, tmp_path / "one", monkeypatch):
         with pytest.raises(UsageError, match=r"s3://team.* is no workspace"):
             Workspace.existing(Path(url))
         with pytest.raises(UsageError, match="is nothing of a round"):
@@ -133,11 +125,11 @@ def test_what_is_no_workspace_and_what_is_denied(
         monkeypatch.setenv("RLAIF_LEASE_SECONDS", "soon")
         with pytest.raises(UsageError, match="'soon' is no number of seconds"), Workspace.create(Path(url)).locked():
             pass
-    server.check_rights()
+    s3.check_rights()
     try:
-        done = rlaif("status", "--workspace", url, **server.env, RLAIF_CACHE=str(tmp_path / "two"))
+        done = rlaif("status", "--workspace", url, **s3.env, RLAIF_CACHE=str(tmp_path / "two"))
     finally:
-        server.check_rights(-1)
+        s3.check_rights(-1)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -160,7 +152,7 @@ with space.locked():
 
 @pytest.mark.slow
 def test_another_machine_goes_on_with_a_killed_stage(
-    server: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine is killed while a judge answers. Another, with nothing of its own, asks only what was not mirrored."""
 
@@ -175,14 +167,14 @@ def test_another_machine_goes_on_with_a_killed_stage(
         (folder / "judge.yaml").write_text(json.dumps(about))
         (folder / "prompt.jinja").write_text(PROMPT)
         settings = [*small_settings()[1::2], f"judges=[{folder}]", "sft.enabled=false", "calibration=null"]
-        with as_machine(server, tmp_path / "one", monkeypatch):
+        with as_machine(s3, tmp_path / "one", monkeypatch):
             first = Workspace.create(Path(url))
             with first.locked():
                 first.begin_round(load_round("demo", [*settings, "judge.pairs_per_prompt=3"]))
 
         def start(cache: str) -> subprocess.Popen[bytes]:
             fast = {"RLAIF_MIRROR_SECONDS": "0.3", "RLAIF_LEASE_SECONDS": "3", "RLAIF_CACHE": str(tmp_path / cache)}
-            env = {**os.environ, **server.env, **fast}
+            env = {**os.environ, **s3.env, **fast}
             return subprocess.Popen([sys.executable, "-c", _RUN, url], env=env, start_new_session=True)
 
         one = start("one")
@@ -197,23 +189,23 @@ def test_another_machine_goes_on_with_a_killed_stage(
         shutil.rmtree(tmp_path / "one")
         time.sleep(5)  # the lease of the dead machine ends
         assert start("two").wait(180) == 0
-        with as_machine(server, tmp_path / "two", monkeypatch):
+        with as_machine(s3, tmp_path / "two", monkeypatch):
             found = Workspace.existing(Path(url)).last_round()
         assert found is not None
         votes = need_manifest(found.stage("judge")).metrics["votes"]
         assert votes["scored"] == votes["attempted"]
         # In 0.3 s and the time of a snapshot two callers get some 20 answers.
         assert len(judge.shown) - votes["attempted"] < 35 < asked
-        assert not [key for key in objects(server, url) if "/.mirror/" in key]
+        assert not [key for key in objects(s3, url) if "/.mirror/" in key]
 
 
 @pytest.mark.slow
 def test_a_round_in_a_bucket_is_the_round_in_a_folder(
-    finished: Path, server: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, s3: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bytes; status on another machine without its tables; a damaged object is rebuilt, alone."""
-    one = {**server.env, "RLAIF_CACHE": str(tmp_path / "one")}
-    two = {**server.env, "RLAIF_CACHE": str(tmp_path / "two")}
+    one = {**s3.env, "RLAIF_CACHE": str(tmp_path / "one")}
+    two = {**s3.env, "RLAIF_CACHE": str(tmp_path / "two")}
     done = rlaif("run", "demo", "--workspace", url, *small_settings(), **one)
     assert done.returncode == 0, done.stderr
     (copy,) = (tmp_path / "one").glob("*/workspace/rounds/001")
@@ -232,7 +224,7 @@ def test_a_round_in_a_bucket_is_the_round_in_a_folder(
     assert "Every hash is as recorded" in done.stdout
 
     shutil.rmtree(tmp_path / "two")
-    with as_machine(server, tmp_path / "three", monkeypatch):
+    with as_machine(s3, tmp_path / "three", monkeypatch):
         bucket = Bucket(url)
         bucket.write("rounds/001/aggregate/preferences.parquet", b"damaged")
         bucket.delete(["rounds/001/report.html"])
@@ -244,16 +236,16 @@ def test_a_round_in_a_bucket_is_the_round_in_a_folder(
     last = {event["stage"]: event["event"] for event in events if "stage" in event}
     assert last.pop("aggregate") == "finished"
     assert set(last.values()) == {"reused"}
-    with as_machine(server, tmp_path / "three", monkeypatch):
+    with as_machine(s3, tmp_path / "three", monkeypatch):
         stored = Bucket(url).read("rounds/001/aggregate/preferences.parquet")
     assert stored == (finished / "rounds" / "001" / "aggregate" / "preferences.parquet").read_bytes()
 
 
 def test_a_stage_that_is_to_be_made_again_counts_no_longer_anywhere(
-    server: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, url: str, config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`rlaif run --from` on one machine, which then dies: another finds no result of the stage in the bucket."""
-    with as_machine(server, tmp_path / "one", monkeypatch):
+    with as_machine(s3, tmp_path / "one", monkeypatch):
         space = Workspace.create(Path(url))
         with space.locked():
             round_ = space.begin_round(config)
@@ -267,12 +259,12 @@ def test_a_stage_that_is_to_be_made_again_counts_no_longer_anywhere(
             assert not run_step(step, tmp_path).reused
             assert run_step(step, tmp_path).reused
             place = f"rlaif/rounds/001/promote/{MANIFEST}"
-            assert place in objects(server, url)
+            assert place in objects(s3, url)
             redo(step.out, "asked for")
             write_json(tmp_path / "evaluation.json", "broken")
             with pytest.raises(UsageError):
                 run_step(step, tmp_path)
-            assert place not in objects(server, url)
+            assert place not in objects(s3, url)
             write_json(tmp_path / "evaluation.json", evaluation)
             assert run_step(step, tmp_path).reasons == ["asked for"]
-            assert place in objects(server, url)
+            assert place in objects(s3, url)

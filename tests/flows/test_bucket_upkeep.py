@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from store.remote.folders import RETIRED
 from store.resources import resolve
 from store.stage import Job, run_stage
 
-from ..s3 import S3, as_machine, running
+from ..s3 import S3, as_machine
 from .conftest import small_settings
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -44,29 +43,23 @@ JUDGE = "tiny-oracle"
 """A program: it needs no model."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with running() as s3:
-        yield s3
-
-
 _numbers = iter(range(1000))
 
 
 @pytest.fixture
-def url(server: S3) -> str:
-    return server.make_bucket(f"upkeep{next(_numbers)}") + "/rlaif"
+def url(s3: S3) -> str:
+    return s3.make_bucket(f"upkeep{next(_numbers)}") + "/rlaif"
 
 
 class Machines:
     """Each has a cache of its own, empty at first."""
 
-    def __init__(self, server: S3, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server, self.address, self.folder, self.patch = server, url, folder, monkeypatch
+    def __init__(self, s3: S3, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.s3, self.address, self.folder, self.patch = s3, url, folder, monkeypatch
         self.url = Path(url)
 
     def on(self, name: str) -> Any:
-        return as_machine(self.server, self.folder / name, self.patch)
+        return as_machine(self.s3, self.folder / name, self.patch)
 
     @property
     def bucket(self) -> Bucket:
@@ -80,8 +73,8 @@ class Machines:
 
 
 @pytest.fixture
-def machines(server: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
-    return Machines(server, url, tmp_path, monkeypatch)
+def machines(s3: S3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    return Machines(s3, url, tmp_path, monkeypatch)
 
 
 def make(bucket: Bucket, key: str, folder: Path, names: tuple[str, ...]) -> None:
@@ -111,10 +104,10 @@ def add_round(space: Workspace, promoted: bool) -> Round:
 
 
 @pytest.fixture(scope="module")
-def template(server: S3, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def template(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The objects of three finished rounds, the second of which was promoted."""
     with pytest.MonkeyPatch.context() as patch:
-        made = Machines(server, server.make_bucket("template") + "/rlaif", tmp_path_factory.mktemp("made"), patch)
+        made = Machines(s3, s3.make_bucket("template") + "/rlaif", tmp_path_factory.mktemp("made"), patch)
         with made.on("maker"):
             space = Workspace.create(made.url)
             with space.locked():

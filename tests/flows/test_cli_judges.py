@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
+from audit.quarantine import QUARANTINE, quarantine
 from flows.cli import main, rlaif
 from flows.cli.judge_tables import show_check
 from flows.cli.output import Output
@@ -23,8 +25,10 @@ from judges.config import known_judges, load_judge
 from judges.modes import MODES
 from judges.settings import SETTINGS
 from store.files import write_json
+from store.limits import AuditorLimits
 from store.resources import CONFIGS, DATASETS
-from store.tables import GOLD, PAIRS, VOTES, read_table, write_table
+from store.schemas import GOLD, PAIRS, VERDICTS, VOTES
+from store.tables import read_table, write_table
 from tests.flows.conftest import rlaif as in_a_process
 
 HOSTILE = "\x1b[31mred\x1b[0m \u202egnp.exe\u202c zero\u200bwidth [bold]x[/bold]"
@@ -244,6 +248,23 @@ def test_compare_says_what_would_change_in_the_last_round(workspace: Path, rubri
     assert sum(path.read_bytes().count(b"\n") for path in kept) == 200, "nothing is asked twice"
     text = told(*arguments[:-1], "--limit", "20")
     assert "20 of its 60 pairs" in text
+
+
+def test_verdicts_that_were_set_aside_do_not_count_in_a_comparison(workspace: Path) -> None:
+    folder = workspace / "rounds" / "001"
+    pair = read_table(folder / "judge" / "pairs.parquet", PAIRS)["pair_id"][0].as_py()
+    about = {"seconds": 9.0, "simulated": False, "created_at": datetime(2026, 1, 1, tzinfo=UTC), "shown_left": "a"}
+    said = [{"verdict_id": who, "pair_id": pair, "auditor": who, "winner": "a", **about} for who in ("ann", "troll")]
+    verdicts = pa.Table.from_pylist(said, schema=VERDICTS.schema)
+    write_table(folder / "audit" / "verdicts.parquet", VERDICTS, verdicts)
+    found = quarantine(verdicts, None, AuditorLimits(quarantined=["troll"]))
+    write_table(folder / "aggregate" / "quarantine.parquet", QUARANTINE, found.table())
+    given = {"verdicts": [{"value": str(folder / "audit" / "verdicts.parquet"), "identity": "x"}]}
+    _finish(folder / "aggregate", "aggregate", given, {"method": "mean"})
+    tables = read_last_round(workspace).tables
+    assert tables.verdicts is not None
+    assert tables.verdicts["auditor"].to_pylist() == ["ann"]
+    assert tables.reliability == found.reliability
 
 
 def test_a_judge_that_took_no_part_cannot_be_replaced(

@@ -6,8 +6,10 @@ import json
 import math
 import shutil
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -24,7 +26,8 @@ from store.errors import UsageError
 from store.files import write_text
 from store.manifest import read_manifest
 from store.resources import CONFIGS
-from store.tables import PAIRS, VOTES, write_table
+from store.schemas import PAIRS, VERDICTS, VOTES
+from store.tables import write_table
 from tests.flows.conftest import rlaif as in_a_process
 from tests.flows.conftest import small_settings
 from tests.judges.votes_builder import pairs_table, vote, votes_table
@@ -94,6 +97,46 @@ def test_anybodys_votes_become_labels_and_a_report(files: tuple[Path, Path], tmp
     assert "[red]" in text
     for words in ("Agreement between judges", "likelier winner's p", "dropped: none", "order flips"):
         assert words in text
+
+
+def test_the_whole_panel_and_whom_a_label_model_believes(files: tuple[Path, Path], tmp_path: Path) -> None:
+    for package in ("crowdkit", "krippendorff", "sklearn", "statsmodels"):
+        pytest.importorskip(package, reason="needs the extra labels: pip install 'rlaif[labels]'")
+    out = tmp_path / "out"
+    named = [row for name in NAMES for row in (vote(name, "l", "ab", 0.8), vote(name, "l", "ba", 0.3))]
+    more = write_table(tmp_path / "more.parquet", VOTES, votes_table(*named))
+    given = ("--votes", str(files[0]), "--votes", str(more), "--pairs", str(files[1]), "--set", "judges=[l, k]")
+    allowed = ("--set", "gate.override=l flips and k fails by design")
+    told("stage", "aggregate", *given, *allowed, "--method", "mean", "--out", str(out))
+    asked = ("labels", "report", str(out), "--panel", "--diagnose", "dawid_skene")
+    found = json.loads(told(*asked, "--json"))
+    assert (found["panel"]["raters"], found["panel"]["items"]) == (2, 30), "judges that do not count have no part"
+    assert found["panel"]["fleiss"] is None
+    assert found["panel"]["ac1"]["value"] == 1, "both choose a, everywhere"
+    judges = found["diagnosis"]["judges"]
+    assert judges.keys() == {"k", "l"}
+    assert judges["l"]["believed"] == pytest.approx(0.5, abs=0.01), "right where it says what the others say"
+    assert judges["l"]["gold"] is None
+    text = told(*asked)
+    for words in ("Cohen's kappa", "Gwet's AC1", "Whom dawid_skene believes"):
+        assert words in text
+
+
+def test_auditors_who_are_set_aside_are_named(files: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = [
+        {"verdict_id": f"v{number}", "pair_id": name, "auditor": auditor, "winner": "a", "shown_left": "ab"[number % 2]}
+        for number, (name, auditor) in enumerate((name, auditor) for auditor in ("ann", "bob") for name in NAMES[:4])
+    ]
+    about = {"seconds": 9.0, "simulated": False, "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    table = pa.Table.from_pylist([row | about for row in rows], schema=VERDICTS.schema)
+    verdicts = write_table(tmp_path / "verdicts.parquet", VERDICTS, table)
+    out = tmp_path / "out"
+    given = ("--votes", str(files[0]), "--pairs", str(files[1]), "--verdicts", str(verdicts), "--out", str(out))
+    limits = ("--set", "gate.max_parse_failure_rate=null", "--set", "auditor_limits.quarantined=[bob]")
+    told("stage", "aggregate", *given, *limits, "--method", "mean")
+    text = told("labels", "report", str(out))
+    assert "set aside: bob, by hand" in text
+    assert "4 of 8 verdicts with them" in text
 
 
 def test_what_sways_the_votes(

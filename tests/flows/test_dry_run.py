@@ -19,13 +19,16 @@ from flows.load import change, load_round
 from flows.plan import plan_round
 from flows.specs import ROUND
 from flows.workspace import Round, Workspace
+from judges.canaries import read_corpus
+from judges.config import load_judge
 from judges.journal import Journal
 from judges.pairs import pairs_from_table
 from judges.votes import inquiry_about_pairs, vote_row
 from store.errors import UsageError
 from store.recipe import Recipe
-from store.resources import CONFIGS
-from store.tables import PAIRS, read_table
+from store.resources import CONFIGS, DATASETS
+from store.schemas import GOLD, PAIRS, Status
+from store.tables import read_table
 from tests.flows.fake_round import SETTINGS, begin, finished, run_all
 
 
@@ -124,11 +127,48 @@ def test_calls_are_pairs_times_orders_times_judges(space: Workspace) -> None:
     assert all(call.at_most for call in unknown.calls)
 
 
-def load_gold() -> int:
-    from store.resources import DATASETS
-    from store.tables import GOLD
+def test_canaries_are_calls_too(space: Workspace) -> None:
+    """At most so many pairs are attacked with each text, in both orders."""
+    texts = len(read_corpus().canaries)
+    plain, attacked = look(space, redo="judge")["judge"].calls, look(space, "judge.canaries=3")["judge"].calls
+    assert attacked[: len(plain)] == plain
+    assert {one.judge: (one.calls, one.at_most, one.canaries) for one in attacked[len(plain) :]} == dict.fromkeys(
+        ("tiny-good", "tiny-middling", "tiny-biased"), (2 * 3 * texts, True, True)
+    )
+    pairs = read_table(space.rounds()[0].stage("judge") / "pairs.parquet", PAIRS).num_rows
+    (*_, last) = look(space, "judge.canaries=1000", redo="judge")["judge"].calls
+    assert last.calls == 2 * pairs * texts
+    # Before there are rollouts, those of the pairs that there may be: 2 prompts with 2 pairs each.
+    (*_, last) = look(space, "judge.canaries=1000", redo="sample")["judge"].calls
+    assert last.calls == 2 * 2 * 2 * texts
 
-    return read_table(DATASETS / "tiny" / "calibration.parquet", GOLD).num_rows
+
+def test_judges_that_ppo_asks_are_calls_too(space: Workspace) -> None:
+    """The probe of every second update about pairs in both orders, a constraint about each response, a rule none."""
+    terms = "[{kind: judge, name: kind, judge: tiny-rater}, {kind: rule, name: rules, judge: tiny-oracle}]"
+    changes = ("ppo.updates=8", "ppo.probe.every=2", "ppo.probe.prompts=3", "probe_judges=[tiny-good]")
+    found = look(space, *changes, f"ppo.terms={terms}", "constraints=[tiny-rater, tiny-oracle]")["ppo"]
+    batch = load_round("demo").ppo.batch_size
+    assert [(one.judge, one.calls) for one in found.calls] == [("tiny-good", 4 * 3 * 2), ("tiny-rater", 8 * batch)]
+    assert all(one.at_most for one in found.calls)
+
+
+def test_what_ppo_was_answered_before_a_kill_is_not_counted_again(space: Workspace) -> None:
+    round_ = space.rounds()[0]
+    round_.set_config(change(round_.config, ["probe_judges=[tiny-good]"]))
+    step = next(step for step in plan_round(round_) if step.stage == "ppo")
+    partial = step.out.with_name(".ppo.partial")
+    journal = partial / ".probe" / load_judge("tiny-good").fingerprint / "000000.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("{}\n" * 5)
+    (partial / ".key").write_text(Recipe("ppo", step.spec.version, step.sources(), step.config, step.seed).key)
+    (call,) = look(space)["ppo"].calls
+    assert call.answered == 5
+
+
+def load_gold() -> int:
+    gold = read_table(DATASETS / "tiny" / "calibration.parquet", GOLD)
+    return int(gold.num_rows)
 
 
 def test_votes_of_a_killed_try_are_not_counted_again(space: Workspace) -> None:
@@ -140,13 +180,11 @@ def test_votes_of_a_killed_try_are_not_counted_again(space: Workspace) -> None:
     recipe = Recipe("judge", step.spec.version, step.sources(), step.config, step.seed)
     partial.mkdir()
     (partial / ".key").write_text(recipe.key)
-    from judges.config import load_judge
-
     judge = load_judge("tiny-good")
     asks = list(inquiry_about_pairs(judge, pairs).asks())
     paid = {"tokens_in": 1, "tokens_out": 1, "cost": 0.0, "latency_s": 0.0, "attempts": 1, "error": None}
     with Journal(partial / ".shards" / judge.fingerprint, inquiry_about_pairs(judge, []).table, []) as journal:
-        for ask, status in zip(asks[:3], ("scored", "tie", "error"), strict=True):
+        for ask, status in zip(asks[:3], (Status.SCORED, Status.TIE, Status.ERROR), strict=True):
             row: dict[str, Any] = vote_row(judge, ask.what.pair, ask.what.order, status, 0.5)
             journal.append({**row, **paid})
     found = {call.judge: call.answered for call in look(space)["judge"].calls}
@@ -168,8 +206,8 @@ def test_times_are_those_of_last_time_less_what_is_answered(space: Workspace) ->
     ("known", "cost"),
     [
         (None, None),
-        ({"attempted": 0}, None),
-        ({"attempted": 10, "tokens_in": 1000, "tokens_out": 20}, (50 - 10) * (100 * 3.0 + 2 * 15.0) / 1e6),
+        ({"calls": 0}, None),
+        ({"calls": 10, "tokens_in": 1000, "tokens_out": 20}, (50 - 10) * (100 * 3.0 + 2 * 15.0) / 1e6),
     ],
 )
 def test_cost_is_the_price_of_what_a_call_took(known: dict[str, Any] | None, cost: float | None) -> None:

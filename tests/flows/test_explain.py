@@ -19,8 +19,9 @@ from flows.specs import STAGES
 from flows.workspace import Workspace
 from judges.config import AggregateConfig, JudgeStageConfig
 from store.config import Config
+from store.schemas import PAIRS, PROMPTS, ROLLOUTS, VERDICTS, VOTES
 from store.stage import run_stage
-from store.tables import PAIRS, PROMPTS, ROLLOUTS, VERDICTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 HOSTILE = "\x1b[31mred\x1b[0m \u202egnp.exe\u202c zero\u200bwidth [bold]x[/bold] </script>"
 

@@ -1,7 +1,16 @@
 """Faults of a round, each with one clear line, nothing half-written, and a next run that goes on where it was.
 
-Others have their tests where they belong: kills and two runs at once on the real command line in test_round, a locked
-audit database in tests/audit/queue, clocks that jump and manifests in tests/store, a bucket in test_bucket.
+Others have their tests where they belong:
+
+- the Prefect server goes in the middle, its machine dies: test_operations; its database is locked: here
+- the audit queue's database is locked: tests/audit/queue/test_database, tests/audit/web/test_serve
+- a clock jumps: tests/store/test_stage; a lease by the server's clock: tests/store/test_remote
+- a disk is full: here, tests/store/test_files, test_cli
+- a bucket is denied or gone: tests/store/test_remote, test_bucket
+- two rounds at once: here, test_round, test_operations (one of them scheduled), test_bucket (on two machines)
+- a worker is killed: test_round, test_ranks, test_lifeline; of a Ray or Dask cluster: tests/shards/test_clusters
+- a run is killed at any instant: tests/store/test_kills, test_round
+- a config changes in the middle, a judge's server is away, tables and manifests are damaged or of a newer version: here
 """
 
 from __future__ import annotations
@@ -14,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +38,10 @@ from flows.processes.worker import execute
 from flows.specs import ROUND
 from flows.workspace import Round, Workspace
 from store.errors import RlaifError, TransientError, UsageError
+from store.schemas import PAIRS, VOTES
 from store.stage import Outcome
-from store.tables import PAIRS, VOTES, read_table
+from store.tables import read_table
+from tests.flows.conftest import rlaif as run_command
 from tests.flows.fake_round import WIN_RATE, begin, finished, run_all, run_fake
 from tests.judges.fault_server import GOOD, FaultServer
 
@@ -115,6 +127,51 @@ def test_a_second_run_is_told_at_once(space: Workspace) -> None:
     assert isinstance(error, RlaifError)
     assert "Another rlaif run works on" in str(error)
     assert len(space.rounds()) == before
+
+
+@contextmanager
+def failing_api(status: int) -> Iterator[str]:
+    """What answers as a Prefect server that is healthy and cannot use its database, or wants a password."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/health" else status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/api"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (503, 1, "answers with 503, also when asked again (its log says why; most often its database is locked)"),
+        (401, 2, "refuses this user (401): set PREFECT_API_AUTH_STRING"),
+    ],
+)
+def test_a_prefect_server_that_fails_is_one_line(space: Workspace, status: int, code: int, said: str) -> None:
+    (space.rounds()[0].folder / "report.html").unlink()
+    with failing_api(status) as url:
+        settings = {"PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "1", "PREFECT_HOME": str(space.root / "p")}
+        done = run_command("run", "--workspace", str(space.root), **settings)
+    assert done.returncode == code, done.stderr
+    assert f"rlaif: The Prefect API {url} {said}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @contextmanager

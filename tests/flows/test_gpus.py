@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from flows.plan import Step
-from flows.processes.execute import _wanted
+from flows.processes.execute import _count, _wanted
 from flows.processes.gpus import gpus, own_gpus
 from flows.specs import STAGES
 
@@ -120,3 +120,36 @@ def test_judges_take_a_gpu_only_for_models_of_their_own(tmp_path: Path, monkeypa
     assert wanted("anchors", local) == 2
     for stage in ("sample", "ppo", "evaluate"):
         assert wanted(stage, served) == 2, "they load a policy in any case"
+
+
+def test_a_stage_takes_as_many_gpus_as_its_most_divided_model(tmp_path: Path) -> None:
+    def count(stage: str, *judges: str, **settings: Any) -> int:
+        config = STAGES[stage].config.model_validate(settings)
+        return _count(Step(stage, {"judge": list(judges)}, config, 0, tmp_path / "out"))
+
+    one = judge(tmp_path / "one", "vllm")
+    two = judge(tmp_path / "two", "vllm", tensor_parallel_size=2)
+    served = judge(tmp_path / "served", "openai", base_url="http://127.0.0.1:9/v1", model="m")
+    assert count("judge", one) == 1
+    assert count("judge", served, two, one) == 2
+    assert count("ppo", two) == 2, "the probe asks the judges beside the policy"
+    divided = {"tensor_parallel_size": 4}
+    assert count("sample", engine="vllm", vllm=divided) == 4
+    assert count("sample", engine="vllm", vllm={**divided, "devices": "4,5,6,7"}) == 1, "the engine has its own"
+    assert count("sample", vllm=divided) == 1, "the engine transformers is asked for"
+    assert count("ppo", two, device={"processes": 3}) == 3
+    assert count("ppo", two, device={"processes": 0}) > 100, "all there are"
+
+
+def test_a_lock_is_everybodys(tmp_path: Path) -> None:
+    """Also of somebody whose files are their own: whoever may read it may hold it."""
+    before = os.umask(0o077)
+    try:
+        with own_gpus(["0"], folder=tmp_path):
+            pass
+    finally:
+        os.umask(before)
+    (lock,) = tmp_path.iterdir()
+    assert lock.stat().st_mode & 0o777 == 0o644
+    with own_gpus(["0"], folder=tmp_path) as variables:
+        assert variables == {"CUDA_VISIBLE_DEVICES": "0"}

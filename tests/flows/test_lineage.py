@@ -170,6 +170,16 @@ def test_the_card_says_what_a_user_must_know(original: Path, tmp_path: Path) -> 
     ):
         assert part in text, part
     assert text.count("Judge: `tiny-good`") == 1
+    assert "`tiny-evaluator` (fingerprint `" in text
+    assert "it was trained with other judges" in text
+
+
+def test_the_card_does_not_hide_that_its_judges_trained_it(tmp_path: Path) -> None:
+    space, _ = finished(tmp_path / "w", "evaluation_judges=[tiny-good, tiny-evaluator]")
+    champion = space.champion()
+    assert champion is not None
+    text = (export(champion, tmp_path / "out") / "README.md").read_text()
+    assert "**`tiny-good` had a part in its training too**" in text
 
 
 def test_the_card_of_an_overridden_promotion_says_so(root: Path, tmp_path: Path) -> None:

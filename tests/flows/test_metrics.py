@@ -22,7 +22,8 @@ from flows.workspace import LOCK, Workspace
 from store.errors import UsageError
 from store.locks import exclusive, is_held
 from store.manifest import need_manifest
-from store.tables import VOTES, read_table
+from store.schemas import VOTES
+from store.tables import read_table
 from tests.flows.fake_round import WIN_RATE, finished, next_round, run_all
 
 Labels = frozenset[tuple[str, str]]

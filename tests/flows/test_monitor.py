@@ -12,7 +12,8 @@ import pytest
 from flows.inspection.monitor import look, looks
 from flows.workspace import Workspace
 from store.files import append_line
-from store.tables import PROMPTS, ROLLOUTS, VOTES, read_table
+from store.schemas import PROMPTS, ROLLOUTS, VOTES
+from store.tables import read_table
 
 pytestmark = pytest.mark.slow
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

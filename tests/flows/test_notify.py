@@ -42,11 +42,16 @@ def test_the_variable_is_found_in_the_config_or_in_the_last_round(tmp_path: Path
     named.write_text("policy: x\nnotify: {webhook_env: MINE}\n")
     assert webhook_variable({"config": str(named)}) == "MINE"
     assert webhook_variable({"config": "demo"}) is None
+    # rlaif serve demo --set notify.webhook_env=SET
+    settings = ["ppo.updates=3", "notify.webhook_env=SET"]
+    assert webhook_variable({"config": "demo", "settings": settings}) == "SET"
+    assert webhook_variable({"config": str(named), "settings": ["notify={webhook_env: null}"]}) is None
     assert webhook_variable({}) is None
     space = Workspace.create(tmp_path / "w")
     assert webhook_variable({"workspace": str(space.root)}) is None
     space.begin_round(load_round("demo", ["notify.webhook_env=LAST"]))
     assert webhook_variable({"workspace": str(space.root)}) == "LAST"
+    assert webhook_variable({"workspace": str(space.root), "settings": settings}) == "SET"
     # A config that cannot be read is what there may be to tell of.
     assert webhook_variable({"config": "/nowhere.yaml", "workspace": str(space.root)}) == "LAST"
 

@@ -23,8 +23,9 @@ from flows.processes.ranks import ECHO, _report, is_many
 from flows.specs import STAGES
 from store.errors import RlaifError, TransientError, UsageError
 from store.manifest import need_manifest
+from store.schemas import DEMONSTRATIONS
 from store.stage import Outcome, Progress, silent
-from store.tables import DEMONSTRATIONS, write_table
+from store.tables import write_table
 from tests.flows.conftest import rlaif, small_settings
 from tests.rlhf.conftest import make_llama, make_tokenizer
 

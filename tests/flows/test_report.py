@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from flows.report import build_report
-from flows.report.data import STAGES, VoteCount, estimate, read_round, vote_count
+from flows.report.data import STAGES, read_round
 from flows.report.measures import calibration_bins, proportion
 from flows.report.samples import choose
 from flows.report.text import NOTHING, number, percent, plain, shorten, visible
+from flows.report.values import VoteCount, estimate, vote_count
 from flows.specs import ROUND
 from store.errors import UsageError
 from store.files import write_json
@@ -351,8 +352,15 @@ def test_the_audit_says_what_counts_and_how_auditors_did_on_gold(built: Path) ->
     assert "4 verdicts do not count: quarantined." in words
     assert "settled by a lead" not in words
     assert "3 verdicts on 2 pairs of earlier rounds came late and counted here." in words
+    assert "panel 22 86.0% 76.0% to 96.0% 71.0% 61.0% to 81.0% 87.0%" in words, "corrected, naive, weighted"
     # Wilson's interval of 9 in 10, as tabulated.
     assert re.search(r"90(\.0)? ?% of 10\s+60 ?% to 98 ?%|90(\.0)? ?% of 10\s+59\.6 ?%.*98\.2 ?%", words), words[-6000:]
+
+
+def test_the_gate_says_what_it_could_not_measure(built: Path) -> None:
+    words = " ".join(Page(build_report(built).read_text()).words)
+    assert "order flips panel" in words
+    assert f"Not measured, so it stopped nothing: canary flips of {next(iter(JUDGES))}." in words
 
 
 def test_text() -> None:

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.specs import ROUND
+from flows.telemetry.costs import judge_costs
 from store.hashing import hash_path
 from store.manifest import read_manifest
-from store.tables import PREFERENCES, RESPONSES, ROLLOUTS, VOTES, read_table
+from store.schemas import PREFERENCES, RESPONSES, ROLLOUTS, VOTES
+from store.tables import read_table
 from tests.flows.conftest import rlaif, small_settings
 
 pytestmark = pytest.mark.slow
@@ -48,6 +50,16 @@ def test_every_stage_is_there_with_its_tables(finished: Path) -> None:
     responses = read_table(folder / "evaluate" / "responses.parquet", RESPONSES)
     assert set(responses.column("split").to_pylist()) <= {"heldout", "heldout_entities"}
     assert set(votes.column("order").to_pylist()) == {"ab", "ba"}
+
+
+def test_every_call_to_a_judge_is_told(finished: Path) -> None:
+    """PPO's probe asks too, of which no table tells."""
+    folder = finished / "rounds" / "001"
+    rows = judge_costs(folder)
+    assert {row["stage"] for row in rows} == {"judge", "ppo", "evaluate"}
+    calls = sum(row["calls"] for row in rows if row["stage"] == "judge")
+    votes = [read_table(folder / "judge" / f"{name}.parquet", VOTES) for name in ("votes", "calibration_votes")]
+    assert calls == sum(table.num_rows for table in votes)
 
 
 def test_status_keeps_its_contract(finished: Path) -> None:
@@ -223,7 +235,8 @@ def test_another_architecture_and_a_users_own_prompts(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     from store.resources import DATASETS
-    from store.tables import PROMPTS, write_table
+    from store.schemas import PROMPTS
+    from store.tables import write_table
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(DATASETS / "tiny" / "models" / "base")

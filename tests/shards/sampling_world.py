@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from store.schemas import PROMPTS
 from store.stage import Outcome
-from store.tables import PROMPTS, write_table
+from store.tables import write_table
 
 from ..rlhf.conftest import WORDS
 from ..rlhf.stage_world import run

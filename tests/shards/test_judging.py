@@ -16,8 +16,9 @@ from judges.pairs import pairs_to_table
 from judges.panel import Limits, judge_pairs
 from judges.settings import OpenAISettings
 from store.errors import RlaifError, TransientError, UsageError
+from store.schemas import VOTES
 from store.sharding import ShardsConfig
-from store.tables import VOTES, read_table
+from store.tables import read_table
 
 from ..judges.answering import Answering
 from ..judges.conftest import PROMPT, Folder, judge_folder, rubric_judge, tiny_judge, tiny_model
@@ -50,6 +51,7 @@ def test_any_shards_give_the_same_votes(tiny_judge: Judge, rubric_judge: Judge, 
 def test_a_stage_in_shards_is_the_stage(inputs: Any, tmp_path: Path) -> None:
     one, two = judged(inputs, tmp_path / "one"), judged(inputs, tmp_path / "two", shards=ShardsConfig(size=256))
     assert two.manifest.key == one.manifest.key, "where work is done is no part of what is done"
+    assert two.manifest.metrics["spent"] == one.manifest.metrics["spent"]
     for name in ("votes", "calibration_votes"):
         paths = [outcome.folder / f"{name}.parquet" for outcome in (one, two)]
         first, second = (content(read_table(path, VOTES)) for path in paths)

@@ -12,7 +12,9 @@ import pytest
 from flows.shards.merge import merged, one_of, open_parts, write_merged
 from store.errors import UsageError
 from store.hashing import hash_file, short_id
-from store.tables import VOTES, TableWriter, write_table
+from store.schemas import VOTES
+from store.table_writer import TableWriter
+from store.tables import write_table
 
 
 def votes(pairs: int) -> pa.Table:
@@ -47,7 +49,7 @@ def write_parts(table: pa.Table, number: int, folder: Path, chance: random.Rando
 
 @pytest.mark.parametrize("number", [1, 2, 10, 150])
 def test_the_same_bytes_from_any_parts(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("store.tables.ROW_GROUP", "flows.shards.merge._RANGE"):
+    for name in ("store.tables.ROW_GROUP", "store.table_writer.ROW_GROUP", "flows.shards.merge._RANGE"):
         monkeypatch.setattr(name, 100)
     monkeypatch.setattr("flows.shards.merge._SAMPLE", 4)
     table = votes(130)

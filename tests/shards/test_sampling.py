@@ -25,8 +25,9 @@ from store.config import parse
 from store.errors import TransientError, UsageError
 from store.hashing import hash_file, hash_path
 from store.resources import DATASETS, resolve
+from store.schemas import ROLLOUTS
 from store.sharding import ShardsConfig
-from store.tables import ROLLOUTS, read_table
+from store.tables import read_table
 
 from ..rlhf.conftest import make_llama, make_tokenizer, policy_folder
 from .sampling_world import CONFIG, prompts_file, sampled

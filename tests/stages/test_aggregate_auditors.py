@@ -11,8 +11,9 @@ from flows.specs import STAGES
 from flows.stages.verdicts import GOLD_VERDICTS
 from judges.config import AggregateConfig
 from store.limits import AuditorLimits
+from store.schemas import PAIRS, PREFERENCES, VERDICTS, VOTES
 from store.stage import Source, run_stage
-from store.tables import PAIRS, PREFERENCES, VERDICTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 from ..audit.test_quarantine import Office
 from ..judges.votes_builder import pairs_table, vote, votes_table

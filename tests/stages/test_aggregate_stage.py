@@ -18,19 +18,9 @@ from judges.gate import GateError
 from judges.preferences import REASONS
 from store.errors import RlaifError, UsageError
 from store.files import write_json
+from store.schemas import GOLD, PAIRS, PREFERENCES, PROMPTS, ROLLOUT_RATINGS, VERDICTS, VOTES, Table
 from store.stage import Source, run_stage
-from store.tables import (
-    GOLD,
-    PAIRS,
-    PREFERENCES,
-    PROMPTS,
-    ROLLOUT_RATINGS,
-    VERDICTS,
-    VOTES,
-    Table,
-    read_table,
-    write_table,
-)
+from store.tables import read_table, write_table
 
 from ..judges.votes_builder import pairs_table, vote, votes_table
 
@@ -249,6 +239,17 @@ def test_votes_alone_give_labels_without_texts(tmp_path: Path) -> None:
     assert outcome.manifest.metrics["pairs"] == 6
 
 
+def test_anybodys_votes_need_no_more_than_their_answers(tmp_path: Path) -> None:
+    whole, bare = rows_of(aggregated(tmp_path, method="majority"), "labels", LABELS), tmp_path / "bare"
+    bare.mkdir()
+    few = VOTE_ROWS.drop(["mass", "raw", "rationale", "error", "tokens_in", "tokens_out", "cost", "latency_s"])
+    pq.write_table(few.drop(["attempts", "winner"]), bare / "votes.parquet")
+    pairs = write_table(bare / "pairs.parquet", PAIRS, PAIR_ROWS)
+    outcome = on_files(bare, {"votes": bare / "votes.parquet", "pairs": pairs}, method="majority")
+    assert rows_of(outcome, "labels", LABELS) == whole, "a probability says who won"
+    assert {pair: row["p_a"] for pair, row in whole.items()} == {"p1": 1.0, "p2": 0.5, "p4": 0.0, "p5": 1.0}
+
+
 def test_part_files_and_lineage(tmp_path: Path) -> None:
     outcome = aggregated(tmp_path, part_rows=2)
     path = outcome.folder / "preferences.parquet"
@@ -345,6 +346,19 @@ def test_gold_without_votes_and_votes_outside_the_gold_are_counted(tmp_path: Pat
     known = votes_table(*(vote(name, "j", "ab", 0.7) for name in ("g1", "g2", "elsewhere")))
     metrics = aggregated(tmp_path, gold=gold_table("g1", "g2", "g3"), gold_votes=known).manifest.metrics
     assert (metrics["gold_pairs_without_votes"], metrics["gold_votes_excluded"]) == (1, 1)
+
+
+def test_gold_of_other_pairs_than_its_votes_is_refused(tmp_path: Path) -> None:
+    known = votes_table(vote("elsewhere", "j", "ab", 0.7))
+    with pytest.raises(UsageError, match=r"None of the 2 gold pairs .* has a vote of these judges"):
+        aggregated(tmp_path, gold=gold_table("g1", "g2"), gold_votes=known)
+
+
+def test_ratings_that_the_prior_decides_are_said(tmp_path: Path) -> None:
+    sure = votes_table(*(vote("p1", "j", order, 1.0) for order in ("ab", "ba")))
+    said = aggregated(tmp_path / "sure", sure).manifest.metrics["ratings_warning"]
+    assert said.startswith("1 prompt has responses that win or lose every comparison")
+    assert aggregated(tmp_path / "unsure").manifest.metrics["ratings_warning"] is None
 
 
 def test_verdicts_that_contradict_each_other_are_counted_and_judges_stay(tmp_path: Path) -> None:

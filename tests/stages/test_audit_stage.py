@@ -17,8 +17,9 @@ from flows.stages.audit import audit, run
 from store.config import parse
 from store.errors import UsageError, WaitingError
 from store.hashing import short_id
+from store.schemas import ATTACKS, GOLD, PAIRS, SELECTION, VERDICTS, VOTES
 from store.stage import Job, Outcome, Source, run_stage
-from store.tables import ATTACKS, GOLD, PAIRS, SELECTION, VERDICTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 GOOD, BAD = "Nobody owns Antarctica.", "Antarctica Antarctica owns the the"
 

@@ -13,7 +13,8 @@ import torch
 from rlhf.devices import Compute
 from rlhf.models import load_policy, save_model
 from store.errors import UsageError
-from store.tables import RESPONSES, VOTES, read_table
+from store.schemas import RESPONSES, VOTES
+from store.tables import read_table
 
 from ..rlhf.conftest import WORDS, compute, make_tokenizer, policy_folder, reward_folder  # noqa: F401
 from ..rlhf.stage_world import run, write_prompts

@@ -17,8 +17,9 @@ from torch.nn import Module
 from flows.specs import STAGES
 from judges.config import JudgeStageConfig, load_judge
 from store.errors import RlaifError, UsageError
+from store.schemas import ATTACKS, GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES
 from store.stage import Job, Source, run_stage
-from store.tables import ATTACKS, GOLD, PAIRS, PROMPTS, RATINGS, ROLLOUTS, VOTES, read_table, write_table
+from store.tables import read_table, write_table
 
 from ..judges.answering import Answer, Answering
 from ..judges.conftest import Folder, judge_folder, make_pair, rubric_judge, tiny_judge, tiny_model
@@ -229,6 +230,10 @@ def test_judges_of_every_kind(served: tuple[Inputs, Answering], tmp_path: Path, 
     assert sum(sum(table["tokens_out"].to_pylist()) for table in tables) == 2 * len(server.shown)
     cost = (2 * tokens_in + 5 * 2 * len(server.shown)) / 1e6
     assert metrics["cost"] == pytest.approx(cost)
+    spent = metrics["spent"]
+    assert sum(spent[name]["calls"] for name in ("rating", "flaws", "list")) == len(server.shown)
+    assert sum(figures["tokens_in"] for figures in spent.values()) == tokens_in
+    assert sum(figures["cost"] for figures in spent.values()) == pytest.approx(cost)
     reported = [*metrics["per_judge"].values(), *metrics["ratings_per_judge"].values()]
     elsewhere = sum(sum(table["cost"].to_pylist()) for table in (calibration, known))
     assert sum(figures["cost"] for figures in reported) + elsewhere == pytest.approx(cost)
@@ -281,6 +286,8 @@ def test_what_is_known_is_not_asked_again_for_attacks(served: tuple[Inputs, Answ
     # The last prompt has the same response three times, which are three rollouts.
     assert all("bridge 5" in text for text, times in Counter(server.shown).items() if times > 1)
     assert whole.manifest.metrics["cost"] == pytest.approx((2 * words + 5 * 2 * needed) / 1e6)
+    spent = whole.manifest.metrics["spent"].values()
+    assert sum(figures["cost"] for figures in spent) == pytest.approx((2 * words + 5 * 2 * needed) / 1e6)
     seen: list[str] = []
 
     def killed(what: str, done: int, total: int, note: str = "") -> None:

@@ -15,7 +15,8 @@ from rlhf.devices import Compute
 from rlhf.memory import Budget
 from rlhf.reward_model import load_reward_model
 from store.errors import UsageError
-from store.tables import GOLD, PREFERENCES, write_table
+from store.schemas import GOLD, PREFERENCES
+from store.tables import write_table
 
 from ..rlhf.conftest import compute, policy_folder  # noqa: F401
 from ..rlhf.stage_world import NOUNS, run, write_preferences, write_prompts

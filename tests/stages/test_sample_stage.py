@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from store.errors import UsageError
-from store.tables import ROLLOUTS, read_table
+from store.schemas import ROLLOUTS
+from store.tables import read_table
 
 from ..rlhf.conftest import policy_folder  # noqa: F401
 from ..rlhf.stage_world import run, write_prompts

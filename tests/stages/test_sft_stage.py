@@ -11,7 +11,8 @@ import pytest
 from rlhf.devices import Compute
 from rlhf.models import load_policy
 from store.errors import UsageError
-from store.tables import CONVERSATIONS, DEMONSTRATIONS, write_table
+from store.schemas import CONVERSATIONS, DEMONSTRATIONS
+from store.tables import write_table
 
 from ..rlhf.conftest import compute, policy_folder  # noqa: F401
 from ..rlhf.stage_world import run

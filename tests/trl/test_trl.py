@@ -16,8 +16,9 @@ import pytest
 from flows.stages.aggregate import run
 from judges.config import AggregateConfig
 from store.resources import DATASETS
+from store.schemas import PAIRS, PREFERENCES, VOTES
 from store.stage import Source, run_stage
-from store.tables import PAIRS, PREFERENCES, VOTES, write_table
+from store.tables import write_table
 from tests.judges.votes_builder import pairs_table, vote, votes_table
 
 pytestmark = [

@@ -19,7 +19,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 from world import Prompt, all_facts, text_id
 
 from judges.backends.rubric import Rubric
-from store.tables import GOLD, write_table
+from store.schemas import GOLD
+from store.tables import write_table
 
 SYSTEM_TURN = "Be correct and kind."
 

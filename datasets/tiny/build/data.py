@@ -13,7 +13,8 @@ from world import Fact, Prompt, all_facts
 
 from judges.backends.rubric import fluent_pairs
 from store.files import atomic_write
-from store.tables import DEMONSTRATIONS, PROMPTS, write_table
+from store.schemas import DEMONSTRATIONS, PROMPTS
+from store.tables import write_table
 
 PRINCIPLES = {
     "correct": "The answer is true and names exactly the right thing.",

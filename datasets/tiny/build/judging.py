@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from world import Prompt
 
 from judges.backends.rubric import Rubric, Score
-from store.tables import GOLD, read_table
+from store.schemas import GOLD
+from store.tables import read_table
 
 Target = Callable[[Score, Score, str, str], float]
 

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from world import Prompt
 
 from judges.backends.rubric import Rubric
-from store.tables import GOLD, read_table
+from store.schemas import GOLD
+from store.tables import read_table
 
 RATER, THUMBS = "tiny-rater", "tiny-thumbs"
 DIGITS, SIGNS = tuple("0123456789"), ("+", "-")
