@@ -36,9 +36,10 @@ and what they do):
   on their weights, so that many found where doubt was high say little of where it was low. Predictions that are all
   alike expect errors anywhere.
 
-Interval: Wilson's with the effective sample size theta (1 - theta) / V and Student's t (Dean and Pagano 2015, for
-complex surveys). Wald's covers too little near 0 and 1, where judges are. Where a handful of errors is all there is,
-no interval can cover exactly what it promises, since their number is whole; it errs to the wide side there.
+Interval: Wilson's with the effective sample size theta (1 - theta) / V and Student's t of as many degrees of freedom as
+Kish's sample size W^2 / sum w_i^2 leaves (Dean and Pagano 2015, for complex surveys). Wald's covers too little near 0
+and 1, where judges are. Where a handful of errors is all there is, no interval can cover exactly what it promises, as
+their number is whole; this one errs to the wide side.
 """
 
 from __future__ import annotations
@@ -113,12 +114,13 @@ def corrected_mean(
     matters = v / v.mean() if v.sum() > 0 else np.ones(len(v))
     rarer = min(float((matters * d * y).sum()), float((matters * d * (1 - y)).sum()))
     variance = (rarer * seen + float((v * model).sum()) / total**2) / (rarer + 1)
+    effective = total**2 / float((w**2).sum())
     if target == "all":
         variance += float((w * z**2).sum()) / total / len(predictions)
-        evenly_n = total**2 / float((w**2).sum()) * share
+        evenly_n = effective * share
     else:
         evenly_n = total**2 / float(v.sum()) * share if v.sum() > 0 else math.inf
-    quantile = _student(confidence, float(d.sum()) - 1 - fitted)
+    quantile = _student(confidence, effective * share - 1 - fitted)
     low, high = _interval(value, variance, evenly_n, quantile)
     return Mean(min(max(value, 0.0), 1.0), math.sqrt(variance), low, high, tuning, int(d.sum()))
 
