@@ -55,5 +55,6 @@ def test_an_export_is_loaded_by_transformers_and_answers_as_the_policy(finished:
     assert "Every hash is as recorded." in checked.stdout
     text = (out / "README.md").read_text()
     assert "Judge: `tiny-evaluator`" not in text  # it is no part of what the policy was made from
-    assert "not trained with: `tiny-evaluator` (fingerprint `" in text
+    assert "by `tiny-evaluator` (fingerprint `" in text
+    assert "it was trained with other judges" in text
     assert "Judge: `tiny-good`" in text
