@@ -24,6 +24,7 @@ from rlhf.sharding import consolidate, local
 from rlhf.tokens import Codec, load_codec
 from store.errors import UsageError
 from store.files import explain_os_errors, remove, sync_file
+from store.locks import LOADING
 
 Model = Any
 """A transformers PreTrainedModel, or peft's wrapper around one: neither is typed."""
@@ -55,7 +56,7 @@ def load_pretrained(
     if (folder.exists() or name.startswith((".", "/", "~"))) and not (folder / "config.json").is_file():
         raise UsageError(f"{name!r} is no model directory: it has no config.json. Give a Hugging Face model folder.")
     try:
-        with quiet():
+        with LOADING, quiet():
             model, info = auto.from_pretrained(
                 name,
                 # FSDP converts all weights as it gathers them, so frozen ones may as well lie there converted.

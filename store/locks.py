@@ -1,4 +1,4 @@
-"""Locks that the kernel drops with the process, so that a kill leaves none behind."""
+"""Locks: of files, which the kernel drops with the process, so that a kill leaves none behind; and of this process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 
 from store.errors import RlaifError
 from store.files import explain_os_errors
+
+LOADING = RLock()
+"""Held while a model is loaded. transformers switches the tying of weights off in its own classes meanwhile: of two
+threads that load at once one may leave it off for good, and the heads of later models are random numbers."""
 
 
 @contextmanager

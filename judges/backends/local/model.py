@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from judges.judge import Judge
 from judges.settings import TransformersSettings
 from store.errors import UsageError
+from store.locks import LOADING
 
 
 def load(judge: Judge, settings: TransformersSettings, device: torch.device) -> tuple[PreTrainedTokenizerBase, Any]:
@@ -21,9 +22,10 @@ def load(judge: Judge, settings: TransformersSettings, device: torch.device) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(judge.model, revision=settings.revision)
         # Weights from safetensors only, and no code from the model's repository.
-        model = AutoModelForCausalLM.from_pretrained(
-            judge.model, revision=settings.revision, dtype=getattr(torch, wanted), use_safetensors=True
-        )
+        with LOADING:
+            model = AutoModelForCausalLM.from_pretrained(
+                judge.model, revision=settings.revision, dtype=getattr(torch, wanted), use_safetensors=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
