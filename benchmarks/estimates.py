@@ -19,7 +19,7 @@ points: naive (Wilson's interval on all verdicts), uniform (Wilson's on the unif
 `all`, the corrected one as an estimate for all pairs of the kind, with the truth behind the simulation.
 
 What was chosen on what: that V is mixed with what a logistic curve expects of it, as if that had been seen on one
-error, the variance 1 of the curve's slope, and the largest leverage, all on populations of part 1 with seeds from
+error, the variance 2 of the curve's slope, and the largest leverage, all on populations of part 1 with seeds from
 20,000 on; of settings that did as well, one with few lines below 93 %. That residuals are divided by 1 - leverage, and
 what is predicted where a judge is undecided, was noticed to matter on LLMBar, and then confirmed on panels of part 4
 with other seeds (93.0 % without both, 94.5 % with, targeted): LLMBar is no untouched test of these two, parts 2, 3 and

@@ -138,12 +138,13 @@ def _in_own_process(
             code = process.wait()
     finally:
         stop(process)
-    if dog.barked is not None:
-        raise TransientError(f"Stage {step.stage} {dog.barked}. Its output is in {log}.")
     if code == 0 and many:
         done = done or {"reused": True, "reasons": []}  # on a node without the main process
-    if code == 0 and done is not None:
+    # Once that is said the result stands, also where a library then crashes or hangs in the process's exit.
+    if done is not None:
         return Outcome(step.out, need_manifest(step.out), done["reused"], done["reasons"])
+    if dog.barked is not None:
+        raise TransientError(f"Stage {step.stage} {dog.barked}. Its output is in {log}.")
     raise _failure(step.stage, code, failure, log)
 
 

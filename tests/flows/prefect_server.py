@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,11 +71,13 @@ class Server:
             stop(self.process)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """As Prefect's own clients: a server that says it is busy is asked again."""
+        """As Prefect's own clients: a server that says it is busy, or says nothing, is asked again."""
 
         def once() -> httpx.Response | None:
-            response = httpx.request(method, f"{self.api}{path}", json=body, timeout=60)
-            return None if response.status_code == 503 else response
+            with suppress(httpx.TransportError):
+                response = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
+                return None if response.status_code == 503 else response
+            return None
 
         response = until(once, 60, f"an answer to {path}").raise_for_status()
         return response.json() if response.content else None

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -26,9 +27,10 @@ from tests.flows.test_lifeline import gone
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as running:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Each test's own: one kills what talks to it, and the next must not meet what that left behind."""
+    with prefect_server(tmp_path / "prefect") as running:
         yield running
 
 
@@ -45,8 +47,11 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
 
 
 def deployment(server: Server, name: str) -> dict[str, Any] | None:
-    response = httpx.get(f"{server.api}/deployments/name/{name}", timeout=30)
-    return response.json() if response.status_code == 200 else None
+    try:
+        found: dict[str, Any] = server.ask("GET", f"/deployments/name/{name}")
+    except httpx.HTTPStatusError:
+        return None
+    return found
 
 
 def deployed(server: Server, name: str) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def deployed(server: Server, name: str) -> dict[str, Any]:
 
 
 def start(server: Server, id_: str, **parameters: Any) -> str:
-    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "idempotency_key": uuid4().hex}
     return str(server.ask("POST", f"/deployments/{id_}/create_flow_run", body)["id"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from flows.processes import execute
 from flows.processes.lifeline import spawn, stop
 from flows.processes.watchdog import Limits, Watchdog
 from rlhf.config import SampleConfig
-from store.errors import TransientError
+from store.errors import RlaifError, TransientError
+from store.stage import run_stage
 from tests.flows.test_lifeline import GRANDCHILD, gone
 
 
@@ -58,7 +60,7 @@ def test_a_process_that_ends_in_time_is_left_alone() -> None:
 
 def test_a_hung_stage_is_worth_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault is a worker that never answers; all else is real."""
-    monkeypatch.setattr(execute.sys, "executable", str(_sleeper(tmp_path)))
+    monkeypatch.setattr(execute.sys, "executable", str(_interpreter(tmp_path, "exec sleep 600")))
     step = Step("sample", {}, SampleConfig(), 1, tmp_path / "out")
     with pytest.raises(TransientError, match=r"Stage sample was stopped: no progress for 0.5 s .* Its output is in"):
         execute.run_step(step, tmp_path / "logs", limits=Limits(silence_s=0.5))
@@ -67,11 +69,31 @@ def test_a_hung_stage_is_worth_a_retry(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
-def _sleeper(folder: Path) -> Path:
-    """An interpreter that runs the lifeline and hangs as a worker."""
+@pytest.mark.parametrize("last", ["kill -ABRT $$", "exec sleep 600"])
+def test_what_a_process_does_after_its_result_stands_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """As a library whose threads crash, or never end, when the interpreter does."""
+    out = tmp_path / "out"
+    run_stage("sample", lambda _: {"pairs": 7}, inputs={}, config=SampleConfig(), seed=1, out=out)
+    said = json.dumps({"done": {"reused": False, "reasons": ["why"]}})
+    monkeypatch.setattr(execute.sys, "executable", str(_interpreter(tmp_path, f"echo '{said}'; {last}")))
+    outcome = execute.run_step(Step("sample", {}, SampleConfig(), 1, out), tmp_path / "logs", limits=Limits(None, 3.0))
+    assert (outcome.manifest.metrics["pairs"], outcome.reasons) == (7, ["why"])
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_process_that_never_said_so_has_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(execute.sys, "executable", str(_interpreter(tmp_path, f"exit {code}")))
+    with pytest.raises(RlaifError, match=f"Stage sample: it ended with exit code {code}"):
+        execute.run_step(Step("sample", {}, SampleConfig(), 1, tmp_path / "out"), tmp_path / "logs")
+
+
+def _interpreter(folder: Path, worker: str) -> Path:
+    """An interpreter that runs the lifeline, and a line of shell instead of a worker."""
     path = folder / "python"
     path.write_text(
-        f'#!/bin/sh\ncase "$2" in flows.processes.worker) exec sleep 600;; esac\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\nif [ "$2" = flows.processes.worker ]; then {worker}; exit; fi\nexec {sys.executable} "$@"\n'
     )
     path.chmod(0o755)
     return path
