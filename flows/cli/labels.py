@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from flows.cli.display import BarProgress
+from flows.cli.options import workspace_for
 from flows.cli.output import Output, between, number, percent, write_json
 from judges.aggregation.names import DIAGNOSTICS
 
@@ -65,14 +66,7 @@ def report(folder: Path, swayed: bool, whole_panel: bool, diagnose: str | None, 
 
 
 @labels.command()
-@click.option(
-    "--workspace",
-    type=click.Path(path_type=Path),
-    default=Path("workspace"),
-    show_default=True,
-    envvar="RLAIF_WORKSPACE",
-    help="Where anchors and earlier answers are kept.",
-)
+@workspace_for("Where anchors and earlier answers are kept.")
 @click.option("--judge", "judges", multiple=True, help="Judge; those of the last round if not given.")
 @click.option(
     "--gold", help="Pairs with known winners, to freeze anchors of at the first time.  [default: the round's]"

@@ -126,10 +126,12 @@ def _failed(events: Any, sentence: str, code: int, error: BaseException) -> int:
 
     echo = is_echo(error)
     emit(events, {"error": sentence, "echo": echo})
-    # At once: an orderly exit would wait for the processes that wait for this one.
-    sys.stderr.flush()
-    os._exit(ECHO if echo else code)
+    return ECHO if echo else code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # At once: all is written and told, and the orderly exit of a process with torch takes seconds and can crash.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -9,16 +9,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from flows.report import sections
 from flows.report.data import Round, read_round
-from flows.report.plots import Plot
+from flows.report.sections.evaluation import evaluation
+from flows.report.sections.judging import accounting, preferences
+from flows.report.sections.training import ppo, reward
+from flows.report.svg import Plot
 
 _SECTIONS: dict[str, Callable[[Round], Mapping[str, Any] | None]] = {
-    "judge": sections.accounting,
-    "aggregate": sections.preferences,
-    "reward": sections.reward,
-    "ppo": sections.ppo,
-    "evaluate": sections.evaluation,
+    "judge": accounting,
+    "aggregate": preferences,
+    "reward": reward,
+    "ppo": ppo,
+    "evaluate": evaluation,
 }
 
 

@@ -7,11 +7,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from flows.report import sections, text
+from flows.report import measures, text
 from flows.report.data import Round
 from flows.report.headline import cards, confidence, lead, story, verdict
-from flows.report.measures import judges
 from flows.report.samples import choose
+from flows.report.sections.audit import audit
+from flows.report.sections.evaluation import evaluation
+from flows.report.sections.judging import accounting, judges, preferences
+from flows.report.sections.operations import provenance, stages
+from flows.report.sections.training import ppo, reward
 
 _HERE = Path(__file__).resolve().parent
 _MAX_TEXT = 1200
@@ -29,20 +33,9 @@ def render(round_: Round) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in (
-        "percent",
-        "number",
-        "signed",
-        "significant",
-        "count",
-        "plural",
-        "duration",
-        "memory",
-        "size",
-        "visible",
-    ):
+    for name in _FILTERS:
         environment.filters[name] = getattr(text, name)
-    panel = judges(round_)
+    panel = measures.judges(round_)
     page = environment.get_template("template.html.j2").render(
         css=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         round=round_,
@@ -52,17 +45,17 @@ def render(round_: Round) -> str:
         lead=lead(round_),
         story=story(round_),
         cards=cards(round_, panel),
-        stages=sections.stages(round_),
+        stages=stages(round_),
         samples=choose(round_.responses) if round_.responses is not None else None,
         max_text=_MAX_TEXT,
-        evaluation=sections.evaluation(round_),
-        ppo=sections.ppo(round_),
-        reward=sections.reward(round_),
-        judges=sections.judges(round_, panel),
-        accounting=sections.accounting(round_),
-        preferences=sections.preferences(round_),
-        audit=sections.audit(round_),
-        provenance=sections.provenance(round_),
+        evaluation=evaluation(round_),
+        ppo=ppo(round_),
+        reward=reward(round_),
+        judges=judges(round_, panel),
+        accounting=accounting(round_),
+        preferences=preferences(round_),
+        audit=audit(round_),
+        provenance=provenance(round_),
         level=text.percent(confidence(round_), 0),
     )
     # A lone surrogate that slipped past the filters would make the page unwritable as UTF-8.

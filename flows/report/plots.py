@@ -1,156 +1,35 @@
-"""The plots, as inline SVG whose colours are the page's CSS variables: one plot serves light, dark and print.
-
-matplotlib draws with placeholder colours, which `_inline` replaces. Text stays text (selectable, in the page's font).
-The same data gives the same bytes: ids are salted with the plot's name, and no metadata is written. Every plot is about
-400 units wide, so that it is readable at the width of a phone; wider pages set several side by side.
-"""
+"""The kinds of plots on the page, each a function of its data; how they are drawn is the matter of `svg`."""
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 
-import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from flows.report.measures import Bin, Versus
-from flows.report.text import number, percent, plain, shorten, significant
+from flows.report.svg import (
+    HUMAN,
+    INK,
+    MUTED,
+    PAPER,
+    POLICY,
+    REFERENCE,
+    STATUS_COLOURS,
+    STATUS_LABELS,
+    STEPS,
+    WARN,
+    WIDTH,
+    Plot,
+    draw,
+    grid_along,
+    percent_axis,
+)
+from flows.report.text import number, percent, shorten, significant
 from flows.report.values import Estimate, VoteCount
-
-_PALETTE = {
-    "ink": "#010101",
-    "muted": "#010102",
-    "rule": "#010103",
-    "paper": "#010104",
-    "reference": "#010105",
-    "policy": "#010106",
-    "warn": "#010107",
-    "tie": "#010108",
-    "abstain": "#010109",
-    "parse": "#01010a",
-    "error": "#01010b",
-    "human": "#01010c",
-}
-"""Placeholder colours: #010105 becomes var(--reference), which style.css defines once for light and once for dark."""
-
-INK, MUTED, RULE, PAPER = (_PALETTE[name] for name in ("ink", "muted", "rule", "paper"))
-REFERENCE, POLICY, WARN, HUMAN = (_PALETTE[name] for name in ("reference", "policy", "warn", "human"))
-STATUS_COLOURS = [_PALETTE[name] for name in ("policy", "tie", "abstain", "parse", "error")]
-STATUS_LABELS = ["scored", "tie", "abstain", "parse failure", "error"]
-
-_STYLE: dict[str, object] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "text.usetex": False,
-    "text.color": INK,
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 10.5,
-    "axes.edgecolor": RULE,
-    "axes.linewidth": 1,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 10.5,
-    "ytick.labelsize": 10.5,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "figure.constrained_layout.use": True,
-}
-_STEPS = [1, 2, 2.5, 5, 10]
-_UNITS_PER_INCH = 72
-_WIDTH = 400
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An SVG to put into the page. `legend`: CSS colour, mark (line, open, dot or box) and word of each series.
-
-    Title and legend are HTML beside the SVG, so that they line up with the page and wrap on a phone.
-    """
-
-    title: str
-    svg: Markup
-    legend: tuple[tuple[str, str, str], ...] = ()
-
-
-def _draw(
-    name: str,
-    title: str,
-    alt: str,
-    height: float,
-    paint: Callable[[Figure, Axes], None],
-    width: float = _WIDTH,
-    legend: Sequence[tuple[str, str, str]] = (),
-) -> Plot:
-    """Run `paint` on fresh axes; `height` and `width` in SVG units. The alternative text is the title and `alt`."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # A label may need a glyph that matplotlib's font lacks; the reader's browser draws the text, not matplotlib.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width / _UNITS_PER_INCH, height / _UNITS_PER_INCH))
-        paint(figure, figure.subplots())
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    names = {colour: name for name, colour in _PALETTE.items()}
-    marks = tuple((names[colour], mark, shorten(word, 40)) for colour, mark, word in legend)
-    return Plot(title, _inline(text.getvalue(), plain(f"{title}. {alt}")), marks)
-
-
-def _inline(svg: str, alt: str) -> Markup:
-    """Cut what belongs to a file of its own (prologue, sizes, a style for `*`, namespaces) and put the variables in.
-
-    No pattern crosses a "<", so that a label which looks like an attribute can change nothing but itself.
-    """
-    svg = svg[svg.index("<svg") :]
-    box = svg.split('viewBox="', 1)[1].split('"', 1)[0]
-    body = svg[svg.index(">") + 1 :]
-    body = re.sub(r"<style.*?</style>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    body = re.sub(r"font-family: [^;\"<]*", "font-family: inherit", body)
-    body = re.sub(r'\b(?:d|x|y|width|height)="[^"<]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), body)
-    body = re.sub(r' transform="rotate\(-0 [^"<]*"', "", body)
-    body = re.sub(r"\s*\n\s*", "\n", body).replace("xlink:href", "href")
-    for name, colour in _PALETTE.items():
-        body = body.replace(colour, f"var(--{name})")
-    start = Markup('<svg class="plot" viewBox="{}" role="img" aria-label="{}">').format(box, alt)
-    return start + Markup(body)  # noqa: S704 - matplotlib escapes the labels in it
-
-
-def _clean(axes: Axes, grid: str) -> None:
-    axes.grid(visible=False)
-    axes.grid(visible=True, axis="x" if grid == "x" else "y")
-
-
-def _percent_axis(axes: Axes, low: float, high: float) -> None:
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-
-
-def _bounds(rows: Sequence[Estimate]) -> tuple[list[float], list[float]]:
-    return [row.mean if row.low is None else row.low for row in rows], [
-        row.mean if row.high is None else row.high for row in rows
-    ]
 
 
 def dots(
@@ -168,7 +47,7 @@ def dots(
     places = [index + (0.6 if separated and index >= separated else 0.0) for index in range(len(rows))]
 
     def paint(_: Figure, axes: Axes) -> None:
-        _clean(axes, "x")
+        grid_along(axes, "x")
         axes.spines["bottom"].set_visible(False)
         if bar is not None:
             axes.axvline(bar, color=MUTED, linewidth=1.2, dashes=(3, 3))
@@ -183,16 +62,11 @@ def dots(
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim((places[-1] if places else 0) + 0.6, -0.6)
         margin = 0.06 * max(0.1, max(spread) - min(spread))
-        _percent_axis(axes, max(-0.02, min(spread) - margin), min(1.02, max(spread) + margin))
+        percent_axis(axes, max(-0.02, min(spread) - margin), min(1.02, max(spread) + margin))
 
     parts = [f"{label} {_spoken(row, percent)}" for label, row in rows]
     height = 40 + 26 * len(rows) + (16 if bar_label else 0) + (14 if separated else 0)
-    return _draw(name, title, f"{'; '.join(parts)}.", height, paint)
-
-
-def _spoken(row: Estimate, write: Callable[[float | None], str]) -> str:
-    interval = "" if row.low is None or row.high is None else f", interval {write(row.low)} to {write(row.high)}"
-    return f"{write(row.mean)}{interval}"
+    return draw(name, title, f"{'; '.join(parts)}.", height, paint)
 
 
 def dumbbells(name: str, title: str, rows: Sequence[Versus]) -> Plot:
@@ -200,7 +74,7 @@ def dumbbells(name: str, title: str, rows: Sequence[Versus]) -> Plot:
     places = list(range(len(rows)))
 
     def paint(_: Figure, axes: Axes) -> None:
-        _clean(axes, "x")
+        grid_along(axes, "x")
         axes.spines["bottom"].set_visible(False)
         for shift, colour, face, side in (
             (-0.15, REFERENCE, PAPER, [row.reference for row in rows]),
@@ -216,12 +90,23 @@ def dumbbells(name: str, title: str, rows: Sequence[Versus]) -> Plot:
         axes.set_yticks(places, [shorten(row.label, 24) for row in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
         axes.margins(x=0.06)
 
     parts = [f"{row.label} {_spoken(row.reference, number)} to {_spoken(row.policy, number)}" for row in rows]
     legend = [(REFERENCE, "open", "reference"), (POLICY, "dot", "policy")]
-    return _draw(name, title, f"Reference to policy: {'; '.join(parts)}.", 40 + 34 * len(rows), paint, legend=legend)
+    return draw(name, title, f"Reference to policy: {'; '.join(parts)}.", 40 + 34 * len(rows), paint, legend=legend)
+
+
+def _bounds(rows: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    return [row.mean if row.low is None else row.low for row in rows], [
+        row.mean if row.high is None else row.high for row in rows
+    ]
+
+
+def _spoken(row: Estimate, write: Callable[[float | None], str]) -> str:
+    interval = "" if row.low is None or row.high is None else f", interval {write(row.low)} to {write(row.high)}"
+    return f"{write(row.mean)}{interval}"
 
 
 @dataclass(frozen=True)
@@ -258,7 +143,7 @@ def lines(
     """Curves over x, with an optional `level` and a vertical `marked` x with its word. `whole_x`: x counts."""
 
     def paint(_: Figure, axes: Axes) -> None:
-        _clean(axes, "y")
+        grid_along(axes, "y")
         if marked is not None:
             axes.axvline(marked[0], color=MUTED, linewidth=1, dashes=(2, 3))
             axes.annotate(
@@ -276,8 +161,8 @@ def lines(
                 fontsize=10, color=colour, va="bottom",
             )  # fmt: skip
         axes.margins(x=0.02, y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=whole_x))
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=whole_x))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
         if as_percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
         axes.set_xlabel(x_label)
@@ -286,7 +171,7 @@ def lines(
     parts = [f"{one.label or 'it'} goes from {write(one.y[0])} to {write(one.y[-1])}" for one in series if len(one.y)]
     alt = f"Over {x_label}, {'; '.join(parts)}." + (f" Line: {level.label}." if level else "")
     legend = [(one.colour, "line", one.label) for one in series if one.label]
-    return _draw(name, title, alt, 168 if compact else 210, paint, 320 if compact else _WIDTH, legend)
+    return draw(name, title, alt, 168 if compact else 210, paint, 320 if compact else WIDTH, legend)
 
 
 def calibration(name: str, title: str, bins: Sequence[Bin]) -> Plot:
@@ -297,8 +182,8 @@ def calibration(name: str, title: str, bins: Sequence[Bin]) -> Plot:
     def paint(figure: Figure, axes: Axes) -> None:
         axes.remove()
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
-        _clean(upper, "y")
-        _clean(lower, "y")
+        grid_along(upper, "y")
+        grid_along(lower, "y")
         upper.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1.2, dashes=(3, 3))
         upper.annotate("perfect", (1, 1), (-14, -3), textcoords="offset points", fontsize=10, color=MUTED, ha="right")
         upper.vlines(x, y - errors, np.minimum(y + errors, 1), color=POLICY, linewidth=2.6, alpha=0.45)
@@ -332,7 +217,7 @@ def calibration(name: str, title: str, bins: Sequence[Bin]) -> Plot:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
 
     parts = [f"{percent(item.predicted)} predicted, {percent(item.labelled)} labelled, {item.n} pairs" for item in bins]
-    return _draw(name, title, f"{'; '.join(parts)}.", 310, paint)
+    return draw(name, title, f"{'; '.join(parts)}.", 310, paint)
 
 
 def vote_bars(name: str, title: str, counts: Sequence[tuple[str, VoteCount]]) -> Plot:
@@ -353,14 +238,14 @@ def vote_bars(name: str, title: str, counts: Sequence[tuple[str, VoteCount]]) ->
             )  # fmt: skip
         axes.set_yticks([])
         axes.set_ylim(len(counts) - 0.65, -0.75)
-        _percent_axis(axes, 0, 1)
+        percent_axis(axes, 0, 1)
 
     parts = [
         f"{label}: {', '.join(f'{part:,} {word}' for part, word in zip(votes.parts, STATUS_LABELS, strict=True))}"
         for label, votes in counts
     ]
     legend = [(colour, "box", word) for colour, word in zip(STATUS_COLOURS, STATUS_LABELS, strict=True)]
-    return _draw(name, title, f"{'; '.join(parts)}.", 44 + 44 * len(counts), paint, legend=legend)
+    return draw(name, title, f"{'; '.join(parts)}.", 44 + 44 * len(counts), paint, legend=legend)
 
 
 def histogram(name: str, title: str, sources: Sequence[tuple[str, Sequence[float]]], x_label: str) -> Plot:
@@ -370,7 +255,7 @@ def histogram(name: str, title: str, sources: Sequence[tuple[str, Sequence[float
     colours = [{"ai": POLICY, "human": HUMAN}.get(source, REFERENCE) for source, _ in sources]
 
     def paint(_: Figure, axes: Axes) -> None:
-        _clean(axes, "y")
+        grid_along(axes, "y")
         bottom = np.zeros(len(edges) - 1)
         for colour, height in zip(colours, heights, strict=True):
             axes.bar(edges[:-1] + 0.025, height, 0.043, bottom=bottom, color=colour)
@@ -378,11 +263,11 @@ def histogram(name: str, title: str, sources: Sequence[tuple[str, Sequence[float
         axes.set_xlim(0.495, 1.005)
         axes.set_xlabel(x_label)
         axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS, integer=True))
 
     parts = [
         f"{source}: {', '.join(f'{int(n)} from {edge:.2f}' for n, edge in zip(height, edges, strict=False))}"
         for (source, _), height in zip(sources, heights, strict=True)
     ]
     legend = [(colour, "box", source) for colour, (source, _) in zip(colours, sources, strict=True)]
-    return _draw(name, title, f"{'; '.join(parts)}.", 215, paint, legend=legend)
+    return draw(name, title, f"{'; '.join(parts)}.", 215, paint, legend=legend)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.report import sections
+from flows.report.sections import training
 
 
 def round_with(**columns: Any) -> Any:
@@ -16,7 +16,7 @@ def round_with(**columns: Any) -> Any:
 
 
 def test_a_point_for_each_probe() -> None:
-    plot = sections._gains(
+    plot = training._gains(
         round_with(update=[0, 1, 2, 3], reward_gain=[0.0, None, 1.5, 2.5], judge_gain=[0.0, None, 0.125, -0.25])
     )
     assert plot is not None
@@ -30,4 +30,4 @@ def test_a_point_for_each_probe() -> None:
     ids=["no table", "no probe", "one probe"],
 )
 def test_no_plot_without_two_probes(columns: dict[str, Any]) -> None:
-    assert sections._gains(round_with(**columns)) is None
+    assert training._gains(round_with(**columns)) is None

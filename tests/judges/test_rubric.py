@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from judges.backends.rubric import Rubric, fluent_pairs, words
+from judges.backends.rubric import Rubric
+from judges.backends.rubric_texts import fluent_pairs, words
 from store.errors import UsageError
 from store.resources import CONFIGS
 

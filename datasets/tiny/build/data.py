@@ -11,7 +11,7 @@ import yaml
 from responses import fluent_texts, good
 from world import Fact, Prompt, all_facts
 
-from judges.backends.rubric import fluent_pairs
+from judges.backends.rubric_texts import fluent_pairs
 from store.files import atomic_write
 from store.schemas import DEMONSTRATIONS, PROMPTS
 from store.tables import write_table
