@@ -17,6 +17,7 @@ from uuid import UUID
 
 import httpx
 
+from flows.prefect_database import begin_database, keep_database
 from flows.processes.lifeline import spawn, stop
 from store.errors import RlaifError, TransientError, UsageError
 from store.files import explain_os_errors
@@ -118,10 +119,12 @@ def _local_server(home: Path, port: int | None, meanwhile: Callable[[], object])
     with explain_os_errors(log):
         home.mkdir(parents=True, exist_ok=True)
         output = log.open("a", encoding="utf-8")
+    database = home / "prefect.db"
+    to_keep = begin_database(database)
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_API_URL": url,
@@ -143,6 +146,8 @@ def _local_server(home: Path, port: int | None, meanwhile: Callable[[], object])
                         f"The local Prefect API was not ready after {START_TIMEOUT_S:.0f} s: see {log}."
                     )
                 time.sleep(0.2)
+            if to_keep:
+                keep_database(database)
             yield url
         finally:
             # What is still to be sent must go now: at the process's end nobody would be there to take it.

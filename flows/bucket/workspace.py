@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from flows.bucket.records import Records
 from flows.bucket.session import LOOK, MARK, OPEN, Session, seconds
+from flows.cache import cache_folder
 from store.errors import RlaifError, UsageError
 from store.files import append_line, explain_os_errors, read_json, write_json, write_text
 from store.hashing import hash_json
@@ -168,7 +169,5 @@ def fetched_path(path: Path) -> Path:
 
 def cache_root(url: str) -> Path:
     """Of this machine's copies of the workspace at `url`."""
-    given = os.environ.get("RLAIF_CACHE")
-    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    return base.expanduser() / f"{url.rsplit('/', 1)[-1]}-{hash_json([url, endpoint])[:12]}"
+    return cache_folder() / f"{url.rsplit('/', 1)[-1]}-{hash_json([url, endpoint])[:12]}"
