@@ -39,6 +39,7 @@ from counting_judge import CONCURRENCY, CountingJudge  # noqa: E402
 
 from flows.processes.lifeline import spawn, stop  # noqa: E402
 from flows.specs import STAGES  # noqa: E402
+from flows.workspace import Workspace  # noqa: E402
 from judges.requests import ORDERS  # noqa: E402
 from store.files import read_json, read_lines, write_json  # noqa: E402
 from store.hashing import hash_path  # noqa: E402
@@ -193,9 +194,16 @@ def strike(folder: Path, kill: Kill, quick: bool, judge: CountingJudge) -> dict[
         return {**found, "orphans": len(alive), "seconds": round(time.monotonic() - clock, 2)}
 
 
+def finished(folder: Path) -> bool:
+    """Whether the killed round is over, so that `rlaif run` would begin the next one. A kill in the wait for Prefect's
+    history comes after that."""
+    space = Workspace(folder / "killed")
+    return any(round_.finished for round_ in space.rounds()[:1])
+
+
 def finish(folder: Path, quick: bool) -> float:
     """Seconds of the last run, which nobody kills; 0 where the round is over."""
-    if any(event["event"] == "round_finished" for event in events(folder, "killed")):
+    if finished(folder):
         return 0.0
     clock = time.monotonic()
     first = not (folder / "killed" / "rounds" / "001" / "round.json").exists()
@@ -276,7 +284,7 @@ def chaos(folder: Path, quick: bool, kills: int, seed: int) -> bool:
     whole = not state["done"]
     todo = [Kill(**kill) for kill in state["plan"]]
     for number in range(len(state["done"]), len(todo)):
-        struck = strike(folder, todo[number], quick, judge)
+        struck = None if finished(folder) else strike(folder, todo[number], quick, judge)
         if struck is None:
             print(f"The round ended before kill {number + 1} ({todo[number].name}).", flush=True)
             break
